@@ -1,0 +1,1 @@
+"""Approximate Bayesian inference in JAX."""
