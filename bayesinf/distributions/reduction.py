@@ -1,0 +1,127 @@
+"""Splitting and merging components of a mixture, with mean and covariance preserved.
+
+The number of components is static: `split` doubles it and `reduce` brings it down to a stated k,
+so both run inside a jitted loop of fixed shape.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from bayesinf.distributions.gmm import GaussianMixture
+from bayesinf.linalg import half_log_det, triangularize
+
+
+def split(
+    mixture: GaussianMixture,
+    directions: Float[Array, "k d"],
+    spread: float = 0.6,
+) -> GaussianMixture:
+    """Returns a mixture of 2k components, each split in two along its whitened direction.
+
+    A component N(m, L L^T) becomes two of half its weight at `m +- spread L u`, u the unit vector
+    of its direction, each with covariance `L (I - spread^2 u u^T) L^T`. `spread` lies in (0, 1):
+    the larger, the narrower the halves and the farther from the Gaussian they came from.
+
+    Law: preserves the mean and covariance of every component (not its shape).
+    """
+    if not 0 < spread < 1:
+        raise ValueError(f"spread: {spread} came, a number in (0, 1) was expected")
+    unit = directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
+    # (I - c u u^T)^2 = I - spread^2 u u^T, so one factor serves both halves.
+    c = 1 - np.sqrt(1 - spread**2)
+
+    def narrow(chol: Float[Array, "d d"], u: Float[Array, " d"]) -> Float[Array, "d d"]:
+        return triangularize(chol - c * jnp.outer(chol @ u, u))
+
+    chols = jax.vmap(narrow)(mixture.chols, unit)
+    shift = spread * jnp.einsum("kij,kj->ki", mixture.chols, unit)
+    return GaussianMixture(
+        jnp.tile(mixture.log_weights - np.log(2), 2),
+        jnp.concatenate([mixture.means + shift, mixture.means - shift]),
+        jnp.concatenate([chols, chols]),
+    )
+
+
+def reduce(
+    mixture: GaussianMixture, num_components: int, angles: tuple[int, ...] = ()
+) -> GaussianMixture:
+    """Returns a mixture of `num_components`, by merging the closest pair again and again.
+
+    Closeness is Runnalls' upper bound on the KL divergence that a merge costs (Runnalls 2007, "A
+    Kullback-Leibler approach to Gaussian mixture reduction", eq. 21). Coordinates named in `angles`
+    are known modulo 2 pi: components that lie a turn apart are neighbours. A mixture that has no
+    more than `num_components` comes back as it is.
+
+    Law: preserves the mean and covariance of the mixture (for angles, up to whole turns).
+    """
+    if num_components < 1:
+        raise ValueError(f"num_components: {num_components} came, at least 1 was expected")
+    size = mixture.num_components
+    index = jnp.arange(size)
+    costs = jax.vmap(lambda i: _merge_costs(mixture, i, angles))(index)
+
+    def merge_closest(carry, _):
+        mixture, costs, alive = carry
+        open_pairs = alive[:, None] & alive & (index[:, None] < index)
+        i, j = jnp.unravel_index(jnp.argmin(jnp.where(open_pairs, costs, jnp.inf)), costs.shape)
+        mixture = _merge(mixture, i, j, angles)
+        fresh = _merge_costs(mixture, i, angles)
+        return (mixture, costs.at[i].set(fresh).at[:, i].set(fresh), alive.at[j].set(False)), None
+
+    start = (mixture, costs, jnp.ones(size, bool))
+    (mixture, _, alive), _ = jax.lax.scan(
+        merge_closest, start, length=max(size - num_components, 0)
+    )
+    kept = jnp.argsort(~alive, stable=True)[:num_components]
+    return jax.tree.map(lambda leaf: leaf[kept], mixture)
+
+
+def _merge(mixture, i, j, angles) -> GaussianMixture:
+    """Puts the moment-matched merge of components i and j into slot i and empties slot j."""
+    log_weight = jnp.logaddexp(mixture.log_weights[i], mixture.log_weights[j])
+    # Two empty slots merge into an empty slot, not into NaN.
+    share = jnp.where(
+        jnp.isneginf(log_weight), 0, jnp.exp(mixture.log_weights[j] - _finite(log_weight))
+    )
+    gap = _gap(mixture.means[i], mixture.means[j], angles)
+    chol = triangularize(
+        jnp.sqrt(1 - share) * mixture.chols[i],
+        jnp.sqrt(share) * mixture.chols[j],
+        (jnp.sqrt(share * (1 - share)) * gap)[:, None],
+    )
+    return GaussianMixture(
+        mixture.log_weights.at[i].set(log_weight).at[j].set(-jnp.inf),
+        mixture.means.at[i].add(share * gap),
+        mixture.chols.at[i].set(chol),
+    )
+
+
+def _merge_costs(mixture, i, angles) -> Float[Array, " k"]:
+    """Returns Runnalls' bound on the cost of merging component i with each of the others."""
+    weights = jnp.exp(mixture.log_weights)
+    pair = weights + weights[i]
+    share = jnp.where(pair > 0, weights / jnp.where(pair > 0, pair, 1), 0)
+    gaps = jax.vmap(lambda mean: _gap(mixture.means[i], mean, angles))(mixture.means)
+    between = jnp.sqrt(share * (1 - share))[:, None] * gaps
+
+    def merged_half_log_det(share, chol, between):
+        within_i = jnp.sqrt(1 - share) * mixture.chols[i]
+        return half_log_det(triangularize(within_i, jnp.sqrt(share) * chol, between[:, None]))
+
+    merged = jax.vmap(merged_half_log_det)(share, mixture.chols, between)
+    own = jax.vmap(half_log_det)(mixture.chols)
+    return pair * merged - weights * own - weights[i] * own[i]
+
+
+def _gap(mean, other, angles) -> Float[Array, " d"]:
+    gap = other - mean
+    for axis in angles:
+        gap = gap.at[axis].set((gap[axis] + np.pi) % (2 * np.pi) - np.pi)
+    return gap
+
+
+def _finite(log_weight):
+    return jnp.where(jnp.isneginf(log_weight), 0, log_weight)

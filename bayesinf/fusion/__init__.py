@@ -1,0 +1,1 @@
+"""Localising a robot from its odometry and ranges: the log, the model, the methods, the report."""

@@ -1,0 +1,112 @@
+"""Any sensor's log density at a Gaussian component, as a local quadratic in its whitened frame.
+
+With x = mean + chol z, the log density of a reading is replaced by
+
+    log_density + score . z - |factor z|^2 / 2,
+
+whose information `factor^T factor` is positive semi-definite by construction. It is the Fisher
+information (or an observed bound on it) where the reading's family has one, else the Hessian
+projected on the positive semi-definite cone, else second differences at sigma points. The extended
+Kalman filter and the Distribution Transformer both stand on it; no rule knows a sensor's name.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, PyTree
+
+# Whitened scores and factors beyond these mean that prior and data contradict each other by more
+# than single precision can say; the bounds keep the squares of both finite.
+SCORE_BOUND = 1e12
+FACTOR_BOUND = 1e9
+LOG_DENSITY_BOUND = 1e12
+_RADIUS = np.sqrt(3.0)
+
+
+class Quadratic(NamedTuple):
+    """A local quadratic of a log density in a component's whitened frame.
+
+    Attributes:
+        log_density: its value at the component's mean.
+        score: its gradient there.
+        factor: m rows F with information F^T F.
+    """
+
+    log_density: Float[Array, ""]
+    score: Float[Array, " d"]
+    factor: Float[Array, "m d"]
+
+    def __call__(self, z: Float[Array, " d"]) -> Float[Array, ""]:
+        return self.log_density + self.score @ z - 0.5 * jnp.sum((self.factor @ z) ** 2)
+
+
+def linearize(
+    sensor: Callable,
+    context: PyTree,
+    value: Float[Array, "..."],
+    mean: Float[Array, " d"],
+    chol: Float[Array, "d d"],
+) -> Quadratic:
+    """Returns the local quadratic of `sensor(mean + chol z, context).log_prob(value)` at z = 0.
+
+    Law: exact where the log density is quadratic in the state. Numbers that are not finite (a
+    sensor at a singular point) become a flat quadratic, which leaves the component as it is.
+    """
+    from bayesinf.programs.numpyro import coordinates
+
+    def distribution(z):
+        return sensor(mean + chol @ z, context)
+
+    def log_density(z):
+        return jnp.sum(distribution(z).log_prob(value))
+
+    origin = jnp.zeros_like(mean)
+    level, score = jax.value_and_grad(log_density)(origin)
+    family = coordinates(distribution(origin), value)
+    if family is None:
+        factor = _curvature(log_density, origin)
+    else:
+        jacobian = jax.jacfwd(lambda z: coordinates(distribution(z), value)[0])(origin)
+        factor = jnp.sqrt(family[1])[:, None] * jacobian
+    return _finite(Quadratic(level, score, factor))
+
+
+def _curvature(log_density: Callable, origin: Float[Array, " d"]) -> Float[Array, "d d"]:
+    """Returns a factor of minus the Hessian, projected; of second differences where it has none."""
+    hessian = jax.hessian(log_density)(origin)
+    usable = jnp.all(jnp.isfinite(hessian))
+    values, vectors = jnp.linalg.eigh(-jnp.where(usable, hessian, 0))
+    projected = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+    steps = _RADIUS * jnp.eye(origin.size, dtype=origin.dtype)
+    around = jax.vmap(log_density)(jnp.concatenate([steps, -steps])).reshape(2, -1).sum(0)
+    second = jnp.maximum((2 * log_density(origin) - around) / _RADIUS**2, 0)
+    differences = jnp.diag(jnp.sqrt(jnp.where(jnp.isfinite(second), second, 0)))
+    return jnp.where(jnp.any(projected > 0), projected, differences)
+
+
+def _finite(quadratic: Quadratic) -> Quadratic:
+    level, score, factor = quadratic
+    good = jnp.all(jnp.isfinite(score)) & jnp.all(jnp.isfinite(factor))
+    return Quadratic(
+        jnp.nan_to_num(
+            jnp.clip(level, -LOG_DENSITY_BOUND, LOG_DENSITY_BOUND), nan=-LOG_DENSITY_BOUND
+        ),
+        jnp.clip(jnp.where(good, score, 0), -SCORE_BOUND, SCORE_BOUND),
+        jnp.clip(jnp.where(good, factor, 0), -FACTOR_BOUND, FACTOR_BOUND),
+    )
+
+
+def sigma_points(dim: int) -> Float[np.ndarray, "s {dim}"]:
+    """Returns whitened nodes: +-sqrt(3) on each axis, then (+-, +-) sqrt(3) on each pair of axes.
+
+    With the origin these are the nodes of the cubature rule of degree five, so they see every
+    third- and fourth-order departure from a quadratic that involves at most two axes.
+    """
+    axes = np.eye(dim)
+    rows, columns = np.tril_indices(dim, -1)
+    pairs = [a * axes[rows] + b * axes[columns] for a, b in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
+    return _RADIUS * np.concatenate([axes, -axes, *pairs])

@@ -1,0 +1,21 @@
+"""Fixtures that every test may use."""
+
+import os
+
+# Two cores share the suite; threads that outnumber them only wait for each other.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in double precision, as exact and oracle tests need."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
