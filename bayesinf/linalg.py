@@ -3,6 +3,10 @@
 A covariance is only ever held as a lower triangular factor with a positive diagonal. Sums and
 conditionings are QR decompositions of stacked factors, so no difference of covariances is formed
 and positive definiteness survives single precision.
+
+Matrices of up to `UNROLLED` columns are reduced by unrolled loops, which XLA fuses over a batch.
+LAPACK, called once a matrix, is slower there, and on few cores XLA's CPU client (jaxlib 0.10) can
+lock up when a large program calls it from within its own thread pool.
 """
 
 import jax.numpy as jnp
@@ -10,10 +14,19 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float
 
+UNROLLED = 8
+
 
 def solve_lower(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
     """Returns `inv(chol) b` for a lower triangular `chol`."""
-    return solve_triangular(chol, b, lower=True)
+    dim = chol.shape[0]
+    if dim > UNROLLED:
+        return solve_triangular(chol, b, lower=True)
+    rows = []
+    for i in range(dim):
+        known = sum(chol[i, j] * rows[j] for j in range(i))
+        rows.append((b[i] - known) / chol[i, i])
+    return jnp.stack(rows)
 
 
 def half_log_det(chol: Float[Array, "d d"]) -> Float[Array, ""]:
@@ -33,8 +46,7 @@ def triangularize(*factors: Float[Array, "d _"]) -> Float[Array, "d d"]:
             f"factors: the sum of their squares is singular, {columns} columns came for "
             f"{dim} rows; at least {dim} are needed"
         )
-    upper = jnp.linalg.qr(stacked.T, mode="r")
-    return upper.T * _signs(upper)
+    return _upper(stacked.T).T
 
 
 def posterior_factor(information: Float[Array, "m d"]) -> Float[Array, "d d"]:
@@ -44,13 +56,27 @@ def posterior_factor(information: Float[Array, "m d"]) -> Float[Array, "d d"]:
     Jacobian F (Bierman 1977, square-root information filter). The columns are reversed before the
     QR, so that its triangle is lower and so is the inverse.
     """
-    dim = information.shape[1]
-    eye = jnp.eye(dim, dtype=information.dtype)
-    upper = jnp.linalg.qr(jnp.concatenate([eye, information])[:, ::-1], mode="r")
-    lower = (upper * _signs(upper)[:, None])[::-1, ::-1]
+    eye = jnp.eye(information.shape[1], dtype=information.dtype)
+    lower = _upper(jnp.concatenate([eye, information])[:, ::-1])[::-1, ::-1]
     return solve_lower(lower, eye)
 
 
-def _signs(upper: Float[Array, "d d"]) -> Float[Array, " d"]:
-    # jnp.sign gives 0 at 0, which would erase a row.
-    return jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(upper.dtype)
+def _upper(matrix: Float[Array, "m d"]) -> Float[Array, "d d"]:
+    """Returns the triangle R of the QR decomposition with a positive diagonal, m >= d."""
+    dim = matrix.shape[1]
+    if dim > UNROLLED:
+        upper = jnp.linalg.qr(matrix, mode="r")
+        # jnp.sign gives 0 at 0, which would erase a row.
+        return upper * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[:, None].astype(upper.dtype)
+    rows = []
+    for i in range(dim):
+        # Householder: reflect the first column onto its first axis, then drop row and column.
+        column, rest = matrix[:, 0], matrix[:, 1:]
+        norm = jnp.sqrt(jnp.sum(column**2))
+        sign = jnp.where(column[0] < 0, -1, 1).astype(matrix.dtype)
+        reflector = jnp.concatenate([column[:1] + sign * norm, column[1:]])
+        half_square = norm * (norm + jnp.abs(column[0]))
+        rest = rest - reflector[:, None] * (reflector @ rest / half_square)
+        rows.append(jnp.concatenate([jnp.zeros(i, matrix.dtype), norm[None], -sign * rest[0]]))
+        matrix = rest[1:]
+    return jnp.stack(rows)

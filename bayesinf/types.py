@@ -1,6 +1,6 @@
 """The vocabulary that every subpackage shares: keys, and the check of values at the door."""
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,6 +10,7 @@ Key = _Key[Array, ""]
 """One typed key (`jax.random.key`), passed first and used once."""
 
 
+@runtime_checkable
 class HasValues(Protocol):
     """What `checked` takes: it knows how to look at its own values."""
 

@@ -1,0 +1,33 @@
+"""Values with `log_prob`, `sample` and moments; `fit` turns samples or a density into one.
+
+What needs NumPyro (`WrappedNormal`, `wrap`, `mixture_to_numpyro`, `mixture_from_numpyro`) is
+imported when it is asked for.
+"""
+
+from bayesinf.distributions.fit import FitInfo, fit, fit_density
+from bayesinf.distributions.gmm import GaussianMixture, gaussian
+from bayesinf.distributions.reduction import reduce, split
+
+_NUMPYRO = ("WrappedNormal", "mixture_from_numpyro", "mixture_to_numpyro", "wrap")
+
+__all__ = [
+    "FitInfo",
+    "GaussianMixture",
+    "WrappedNormal",
+    "fit",
+    "fit_density",
+    "gaussian",
+    "mixture_from_numpyro",
+    "mixture_to_numpyro",
+    "reduce",
+    "split",
+    "wrap",
+]
+
+
+def __getattr__(name: str):
+    if name in _NUMPYRO:
+        from bayesinf.distributions import numpyro
+
+        return getattr(numpyro, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """The Gaussian mixture, the closed-form representation that every pillar reads and writes."""
 
-from typing import Self
+import math
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -11,7 +12,16 @@ from jax.scipy.special import logsumexp
 from jaxtyping import ArrayLike, Float, Int
 
 from bayesinf.linalg import half_log_det, posterior_factor, solve_lower, triangularize
-from bayesinf.types import Key
+from bayesinf.types import Key, checked
+
+_LOG_TAU = math.log(2 * math.pi)  # a Python float, which leaves single precision single
+
+
+@runtime_checkable
+class HasLogProb(Protocol):
+    """Anything with a log density over leading axes, a NumPyro distribution among them."""
+
+    def log_prob(self, x: Any, /) -> Array: ...
 
 
 class GaussianMixture(eqx.Module):
@@ -78,11 +88,13 @@ class GaussianMixture(eqx.Module):
     def component_log_probs(self, x: Float[Array, " d"]) -> Float[Array, " k"]:
         """Returns `log N(x; mean_i, chol_i chol_i^T)` of every component, without its weight."""
         whitened = jax.vmap(solve_lower)(self.chols, x - self.means)
-        log_norm = jax.vmap(half_log_det)(self.chols) + 0.5 * self.dim * np.log(2 * np.pi)
+        log_norm = jax.vmap(half_log_det)(self.chols) + 0.5 * self.dim * _LOG_TAU
         return -0.5 * jnp.sum(whitened**2, axis=-1) - log_norm
 
     def log_prob(self, x: Float[Array, "*n d"]) -> Float[Array, "*n"]:
         """Returns the log density at `x`, over any leading axes of `x`."""
+        if jnp.shape(x)[-1:] != (self.dim,):
+            raise ValueError(f"x: shape {jnp.shape(x)} came, (..., {self.dim}) was expected")
 
         def one(x: Float[Array, " d"]) -> Float[Array, ""]:
             return logsumexp(self.log_weights + self.component_log_probs(x))
@@ -114,24 +126,25 @@ class GaussianMixture(eqx.Module):
 
     # Exact maps: Law: preserves (the measure, or its image under the stated map)
 
-    def marginal(self, indices: Int[Array, " m"] | list[int] | tuple[int, ...]) -> Self:
+    def marginal(self, indices: Int[Array, " m"] | list[int] | tuple[int, ...]) -> "GaussianMixture":
         """Returns the mixture of the coordinates `indices`, in that order.
 
         Law: preserves; the image of the mixture under the projection.
         """
-        rows = np.asarray(indices)
+        rows = self._coordinates(indices)
         chols = jax.vmap(lambda chol: triangularize(chol[rows]))(self.chols)
-        return type(self)(self.log_weights, self.means[:, rows], chols)
+        return GaussianMixture(self.log_weights, self.means[:, rows], chols)
 
     def condition(
         self, indices: list[int] | tuple[int, ...], value: Float[Array, " m"]
-    ) -> tuple[Self, Float[Array, ""]]:
+    ) -> tuple["GaussianMixture", Float[Array, ""]]:
         """Returns the mixture of the other coordinates given `x[indices] = value`, and the log
         density of `value`, the evidence.
 
         Law: preserves; evidence times posterior is the joint density.
         """
-        known = np.asarray(indices)
+        known = self._coordinates(indices)
+        _expect("value", value, (known.size,))
         free = np.setdiff1d(np.arange(self.dim), known)
         if free.size == 0:
             raise ValueError(f"indices: all {self.dim} coordinates came, at least one must be free")
@@ -144,14 +157,14 @@ class GaussianMixture(eqx.Module):
             return mean[free] + ordered[m:, :m] @ residual, ordered[m:, m:], log_prob
 
         means, chols, log_probs = jax.vmap(one)(self.means, self.chols)
-        return self._reweighted(log_probs - 0.5 * known.size * np.log(2 * np.pi), means, chols)
+        return self._reweighted(log_probs - 0.5 * known.size * _LOG_TAU, means, chols)
 
     def push(
         self,
         matrix: Float[Array, "m d"],
         offset: Float[Array, " m"],
         noise_factor: Float[Array, "m n"],
-    ) -> Self:
+    ) -> "GaussianMixture":
         """Returns the mixture of `matrix x + offset + noise_factor e`, e standard normal.
 
         `noise_factor` may have any number of columns (singular noise), also none, as long as the
@@ -159,19 +172,23 @@ class GaussianMixture(eqx.Module):
 
         Law: preserves; the image of the mixture under the stochastic map.
         """
+        _expect("matrix", matrix, (len(offset), self.dim))
+        _expect("noise_factor", noise_factor[:, :0], (len(offset), 0))
         chols = jax.vmap(lambda chol: triangularize(matrix @ chol, noise_factor))(self.chols)
-        return type(self)(self.log_weights, self.means @ matrix.T + offset, chols)
+        return GaussianMixture(self.log_weights, self.means @ matrix.T + offset, chols)
 
     def update(
         self,
         matrix: Float[Array, "m d"],
         value: Float[Array, " m"],
         noise_chol: Float[Array, "m m"],
-    ) -> tuple[Self, Float[Array, ""]]:
+    ) -> tuple["GaussianMixture", Float[Array, ""]]:
         """Returns the posterior given `value = matrix x + noise_chol e`, and the log evidence.
 
         Law: reweight by the Gaussian likelihood, normalised; exact for every component.
         """
+        _expect("matrix", matrix, (len(value), self.dim))
+        _expect("noise_chol", noise_chol, (len(value), len(value)))
 
         def one(mean: Float[Array, " d"], chol: Float[Array, "d d"]):
             jacobian = solve_lower(noise_chol, matrix @ chol)
@@ -184,26 +201,41 @@ class GaussianMixture(eqx.Module):
             return mean + chol @ shift, chol @ posterior, log_prob
 
         means, chols, log_probs = jax.vmap(one)(self.means, self.chols)
-        constant = half_log_det(noise_chol) + 0.5 * value.size * np.log(2 * np.pi)
+        constant = half_log_det(noise_chol) + 0.5 * value.size * _LOG_TAU
         return self._reweighted(log_probs - constant, means, chols)
 
-    def _reweighted(self, log_likelihoods, means, chols) -> tuple[Self, Float[Array, ""]]:
+    def _reweighted(self, log_likelihoods, means, chols) -> tuple["GaussianMixture", Float[Array, ""]]:
         log_weights = self.log_weights + log_likelihoods
         log_evidence = logsumexp(log_weights)
-        return type(self)(log_weights - log_evidence, means, chols), log_evidence
+        return GaussianMixture(log_weights - log_evidence, means, chols), log_evidence
+
+    def _coordinates(self, indices) -> np.ndarray:
+        # A traced index clamps in silence where it is out of range, so the range is looked at here.
+        rows = np.asarray(indices)
+        valid = rows.ndim == 1 and rows.size > 0 and np.issubdtype(rows.dtype, np.integer)
+        if valid:
+            valid = -self.dim <= rows.min() and rows.max() < self.dim
+            rows = rows % self.dim
+        if not valid or np.unique(rows).size != rows.size:
+            raise ValueError(
+                f"indices: {indices} came, different coordinates out of {self.dim} were expected"
+            )
+        return rows
 
     # Distances
 
     def kl(
-        self, key: Key, other: Self, num_samples: int = 10_000
+        self, key: Key, other: HasLogProb, num_samples: int = 10_000
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Returns a Monte Carlo estimate of KL(self || other) in nats and its standard error.
 
         Law: unbiased; `other` is anything with a `log_prob`.
         """
+        if num_samples < 2:
+            raise ValueError(f"num_samples: {num_samples} came, at least 2 was expected")
         x = self.sample(key, (num_samples,))
         gaps = self.log_prob(x) - other.log_prob(x)
-        return jnp.mean(gaps), jnp.std(gaps, ddof=1) / np.sqrt(num_samples)
+        return jnp.mean(gaps), jnp.std(gaps, ddof=1) / math.sqrt(num_samples)
 
     # NumPyro, imported only when asked for
 
@@ -212,6 +244,22 @@ class GaussianMixture(eqx.Module):
         from bayesinf.distributions.numpyro import mixture_to_numpyro
 
         return mixture_to_numpyro(self)
+
+    @classmethod
+    def from_numpyro(cls, distribution) -> "GaussianMixture":
+        """Returns the mixture that a NumPyro distribution denotes; see `mixture_from_numpyro`.
+
+        Raises:
+            ValueError: the distribution is no mixture of Gaussians, or its values are none.
+        """
+        from bayesinf.distributions.numpyro import mixture_from_numpyro
+
+        return checked(mixture_from_numpyro(distribution), "distribution")
+
+
+def _expect(name: str, x: Array, shape: tuple[int, ...]) -> None:
+    if jnp.shape(x) != shape:
+        raise ValueError(f"{name}: shape {jnp.shape(x)} came, {shape} was expected")
 
 
 def gaussian(mean: ArrayLike, chol: ArrayLike) -> GaussianMixture:

@@ -1,7 +1,10 @@
 """Between the package's distributions and NumPyro's."""
 
+import math
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax import Array, random
 from jax.scipy.special import logsumexp
@@ -11,13 +14,15 @@ from numpyro.distributions.util import promote_shapes
 
 from bayesinf.distributions.gmm import GaussianMixture
 
-_TURNS = np.arange(-2, 3) * 2 * np.pi
+_TURNS = tuple(2 * math.pi * n for n in range(-2, 3))
+_WIDE = 2.0  # rad; wider than this the Fourier series converges faster than the sum of turns
 
 
 class WrappedNormal(dist.Distribution):
     """A normal angle, known modulo 2 pi (radians): `sum_n N(value + 2 pi n; loc, scale)`.
 
-    The sum keeps five turns: exact to single precision for scales up to 2 rad.
+    Exact to double precision at any scale: five turns up to a scale of 2 rad, above it the Fourier
+    series of the same density (Mardia and Jupp 2000, "Directional Statistics", sec. 3.5.7).
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
@@ -35,9 +40,15 @@ class WrappedNormal(dist.Distribution):
         return wrap(self.loc + self.scale * noise)
 
     def log_prob(self, value):
-        t = (self.residual(value)[..., None] + _TURNS) / jnp.asarray(self.scale)[..., None]
-        log_norm = jnp.log(self.scale) + 0.5 * np.log(2 * np.pi)
-        return logsumexp(-0.5 * t**2, axis=-1) - log_norm
+        residual = self.residual(value)
+        t = jnp.stack([(residual + turn) / self.scale for turn in _TURNS])
+        narrow = logsumexp(-0.5 * t**2, axis=0) - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)
+        # The series alternates below zero at small scales, where it is not used.
+        scale = jnp.maximum(self.scale, _WIDE)
+        series = sum(
+            2 * jnp.exp(-0.5 * (n * scale) ** 2) * jnp.cos(n * residual) for n in range(1, 5)
+        )
+        return jnp.where(self.scale < _WIDE, narrow, jnp.log1p(series) - math.log(2 * math.pi))
 
     def residual(self, value):
         """Returns the angle from `loc` to `value`, in [-pi, pi)."""
@@ -54,12 +65,62 @@ class WrappedNormal(dist.Distribution):
 
 def wrap(angle: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Returns the angle in radians modulo 2 pi, in [-pi, pi)."""
-    return (angle + np.pi) % (2 * np.pi) - np.pi
+    return (angle + math.pi) % (2 * math.pi) - math.pi
 
 
 def mixture_to_numpyro(mixture: GaussianMixture) -> dist.MixtureSameFamily:
     """Returns the same distribution as a `MixtureSameFamily` of multivariate normals."""
+    # NumPyro's validation calls the -inf of an empty slot invalid, its arithmetic serves it.
     return dist.MixtureSameFamily(
-        dist.CategoricalLogits(mixture.log_weights),
+        dist.CategoricalLogits(mixture.log_weights, validate_args=False),
         dist.MultivariateNormal(mixture.means, scale_tril=mixture.chols),
     )
+
+
+def mixture_from_numpyro(distribution: dist.Distribution) -> GaussianMixture:
+    """Returns the Gaussian mixture that a NumPyro distribution denotes.
+
+    Takes a `MixtureSameFamily` of `MultivariateNormal`, of `Normal` (d = 1) or of independent
+    `Normal` (`.to_event(1)`), and each of these alone (k = 1).
+
+    Raises:
+        ValueError: names the distribution that came, where it is none of these or is batched.
+    """
+    if not isinstance(distribution, dist.Distribution):
+        raise ValueError(
+            f"distribution: {type(distribution).__name__} came, a NumPyro distribution was expected"
+        )
+    if distribution.batch_shape != ():
+        raise ValueError(
+            f"distribution: batch shape {distribution.batch_shape} came, () was expected; "
+            "batches go through jax.vmap"
+        )
+    if isinstance(distribution, dist.MixtureSameFamily):
+        means, chols = _means_and_chols(distribution.component_distribution)
+        mixing: Any = distribution.mixing_distribution
+        return GaussianMixture(jax.nn.log_softmax(mixing.logits), means, chols)
+    means, chols = _means_and_chols(distribution.expand((1,)))
+    return GaussianMixture(jnp.zeros(1, means.dtype), means, chols)
+
+
+def _means_and_chols(components: dist.Distribution) -> tuple[Array, Array]:
+    base: Any = components
+    while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):
+        base = base.base_dist
+    # Expansion only ever adds leading axes or stretches axes of length one.
+    shape = components.batch_shape + (components.event_shape or (1,))
+    if isinstance(base, dist.MultivariateNormal) and len(shape) == 2:
+        means, chols = jnp.asarray(base.loc), jnp.asarray(base.scale_tril)
+    elif isinstance(base, dist.Normal) and len(shape) == 2:
+        means, scales = jnp.asarray(base.loc), jnp.asarray(base.scale)
+        if components.event_shape == ():
+            means, scales = means[..., None], scales[..., None]
+        scales = jnp.broadcast_to(scales, shape)
+        chols = scales[..., None] * jnp.eye(shape[-1], dtype=scales.dtype)
+    else:
+        raise ValueError(
+            f"distribution: {type(base).__name__} with event shape {components.event_shape} came; "
+            "expected a MultivariateNormal, a Normal with or without .to_event(1), or a "
+            "MixtureSameFamily of these"
+        )
+    return jnp.broadcast_to(means, shape), jnp.broadcast_to(chols, (*shape, shape[-1]))

@@ -4,9 +4,10 @@ The number of components is static: `split` doubles it and `reduce` brings it do
 so both run inside a jitted loop of fixed shape.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -23,15 +24,17 @@ def split(
 
     A component N(m, L L^T) becomes two of half its weight at `m +- spread L u`, u the unit vector
     of its direction, each with covariance `L (I - spread^2 u u^T) L^T`. `spread` lies in (0, 1):
-    the larger, the narrower the halves and the farther from the Gaussian they came from.
+    the larger, the narrower the halves and the farther from the Gaussian they came from. A zero
+    direction gives two copies of the component.
 
     Law: preserves the mean and covariance of every component (not its shape).
     """
     if not 0 < spread < 1:
         raise ValueError(f"spread: {spread} came, a number in (0, 1) was expected")
-    unit = directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
+    squared = jnp.sum(directions**2, axis=-1, keepdims=True)
+    unit = directions / jnp.sqrt(jnp.where(squared > 0, squared, 1))
     # (I - c u u^T)^2 = I - spread^2 u u^T, so one factor serves both halves.
-    c = 1 - np.sqrt(1 - spread**2)
+    c = 1 - math.sqrt(1 - spread**2)
 
     def narrow(chol: Float[Array, "d d"], u: Float[Array, " d"]) -> Float[Array, "d d"]:
         return triangularize(chol - c * jnp.outer(chol @ u, u))
@@ -39,7 +42,7 @@ def split(
     chols = jax.vmap(narrow)(mixture.chols, unit)
     shift = spread * jnp.einsum("kij,kj->ki", mixture.chols, unit)
     return GaussianMixture(
-        jnp.tile(mixture.log_weights - np.log(2), 2),
+        jnp.tile(mixture.log_weights - math.log(2), 2),
         jnp.concatenate([mixture.means + shift, mixture.means - shift]),
         jnp.concatenate([chols, chols]),
     )
@@ -59,6 +62,8 @@ def reduce(
     """
     if num_components < 1:
         raise ValueError(f"num_components: {num_components} came, at least 1 was expected")
+    if any(axis not in range(mixture.dim) for axis in angles):
+        raise ValueError(f"angles: {angles} came, coordinates below {mixture.dim} were expected")
     size = mixture.num_components
     index = jnp.arange(size)
     costs = jax.vmap(lambda i: _merge_costs(mixture, i, angles))(index)
@@ -88,19 +93,25 @@ def _merge(mixture, i, j, angles) -> GaussianMixture:
     )
     gap = _gap(mixture.means[i], mixture.means[j], angles)
     chol = triangularize(
-        jnp.sqrt(1 - share) * mixture.chols[i],
-        jnp.sqrt(share) * mixture.chols[j],
-        (jnp.sqrt(share * (1 - share)) * gap)[:, None],
+        _sqrt(1 - share) * mixture.chols[i],
+        _sqrt(share) * mixture.chols[j],
+        (_sqrt(share * (1 - share)) * gap)[:, None],
+    )
+    # From the heavier of the two, so that an empty slot's mean leaves no rounding behind.
+    mean = jnp.where(
+        share > 0.5, mixture.means[j] - (1 - share) * gap, mixture.means[i] + share * gap
     )
     return GaussianMixture(
         mixture.log_weights.at[i].set(log_weight).at[j].set(-jnp.inf),
-        mixture.means.at[i].add(share * gap),
+        mixture.means.at[i].set(mean),
         mixture.chols.at[i].set(chol),
     )
 
 
 def _merge_costs(mixture, i, angles) -> Float[Array, " k"]:
     """Returns Runnalls' bound on the cost of merging component i with each of the others."""
+    # The costs choose a pair and carry no gradient; at an empty slot theirs is infinite.
+    mixture = jax.lax.stop_gradient(mixture)
     weights = jnp.exp(mixture.log_weights)
     pair = weights + weights[i]
     share = jnp.where(pair > 0, weights / jnp.where(pair > 0, pair, 1), 0)
@@ -119,8 +130,13 @@ def _merge_costs(mixture, i, angles) -> Float[Array, " k"]:
 def _gap(mean, other, angles) -> Float[Array, " d"]:
     gap = other - mean
     for axis in angles:
-        gap = gap.at[axis].set((gap[axis] + np.pi) % (2 * np.pi) - np.pi)
+        gap = gap.at[axis].set((gap[axis] + math.pi) % (2 * math.pi) - math.pi)
     return gap
+
+
+def _sqrt(x):
+    # The root's slope at 0 is infinite; an empty slot has no say in the merge, so 0 serves.
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def _finite(log_weight):

@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from bayesinf.distributions.gmm import GaussianMixture
-from bayesinf.kalman.filter import Info, Method, Readings
+from bayesinf.kalman.filter import Info, Method, Readings, reweighted
 from bayesinf.linalg import half_log_det, posterior_factor, triangularize
 from bayesinf.programs.linearize import Quadratic, linearize
 from bayesinf.programs.state_space import Frame, StateSpace
@@ -39,7 +38,7 @@ def quadratics(
     """
     stacks = []
     for name, reading in readings.items():
-        sensor = model.sensors[name]
+        sensor = model.sensor(name)
 
         def one(context, value, mask, sensor=sensor):
             quadratic = linearize(sensor, context, value, mean, chol)
@@ -79,10 +78,7 @@ def update(
     def one(mean, chol):
         return absorb(mean, chol, quadratics(model, readings, mean, chol))
 
-    means, chols, log_masses = jax.vmap(one)(belief.means, belief.chols)
-    log_weights = belief.log_weights + log_masses
-    log_evidence = logsumexp(log_weights)
-    return GaussianMixture(log_weights - log_evidence, means, chols), Info(log_evidence)
+    return reweighted(belief, *jax.vmap(one)(belief.means, belief.chols))
 
 
 extended = Method(predict, update)

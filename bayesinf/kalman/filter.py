@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import logsumexp
 from jaxtyping import Float
 
 from bayesinf.distributions.gmm import GaussianMixture
@@ -91,6 +92,22 @@ def stream(
     for frame in frames:
         belief, info = _step(method, model, belief, frame)
         yield belief, info
+
+
+def reweighted(
+    belief: GaussianMixture,
+    means: Float[Array, "k d"],
+    chols: Float[Array, "k d d"],
+    log_masses: Float[Array, " k"],
+) -> tuple[GaussianMixture, Info]:
+    """Returns the belief whose components became `means` and `chols` and whose weights gained
+    `log_masses`, normalised, and the log of the total."""
+    # Relative to the best, so that prior weights survive masses far below rounding's reach.
+    empty = jnp.isneginf(belief.log_weights)
+    best = jax.lax.stop_gradient(jnp.max(jnp.where(empty, -jnp.inf, log_masses)))
+    log_weights = belief.log_weights + (log_masses - best)
+    total = logsumexp(log_weights)
+    return GaussianMixture(log_weights - total, means, chols), Info(best + total)
 
 
 def each_reading(readings: Readings) -> Iterator[tuple[str, Array, object, Array]]:

@@ -10,10 +10,11 @@ from jaxtyping import Float
 
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
 from bayesinf.distributions.reduction import reduce, split
-from bayesinf.kalman import extended
+from bayesinf.kalman.extended import predict as predict_extended
+from bayesinf.kalman.extended import update
 from bayesinf.kalman.filter import Method
 from bayesinf.linalg import solve_lower
-from bayesinf.programs.state_space import Frame, StateSpace
+from bayesinf.programs.state_space import Frame, StateSpace, wrapped
 
 
 def bend(
@@ -30,8 +31,13 @@ def bend(
         return model.dynamics(state, noise, frame.elapsed, frame.input)
 
     centre = move(mean)
-    second = jax.vmap(lambda column: move(mean + column) + move(mean - column) - 2 * centre)(chol.T)
-    predicted = extended.predict(model, gaussian(mean, chol), frame)
+
+    def second_difference(column):
+        ahead, behind = move(mean + column) - centre, move(mean - column) - centre
+        return wrapped(ahead, model.angles) + wrapped(behind, model.angles)
+
+    second = jax.vmap(second_difference)(chol.T)
+    predicted = predict_extended(model, gaussian(mean, chol), frame)
     return jnp.linalg.norm(jax.vmap(partial(solve_lower, predicted.chols[0]))(second), axis=1)
 
 
@@ -62,10 +68,8 @@ def predict(
         halves = split(chosen, directions)
         needed = harm[worst] > tolerance
         # Where no split is needed the first half keeps the component and the second is empty.
-        first, second = (
-            jax.tree.map(lambda leaf: leaf[part], halves)
-            for part in (slice(None, num_splits), slice(num_splits, None))
-        )
+        first = jax.tree.map(lambda leaf: leaf[:num_splits], halves)
+        second = jax.tree.map(lambda leaf: leaf[num_splits:], halves)
         first = jax.tree.map(lambda new, old: _where(needed, new, old), first, chosen)
         second = GaussianMixture(
             jnp.where(needed, second.log_weights, -jnp.inf), second.means, second.chols
@@ -76,12 +80,12 @@ def predict(
             first,
             second,
         )
-        return reduce(extended.predict(model, wide, frame), belief.num_components, model.angles)
+        return reduce(predict_extended(model, wide, frame), belief.num_components, model.angles)
 
     return jax.lax.cond(
         jnp.any(harm > tolerance),
         split_predict_merge,
-        lambda belief: extended.predict(model, belief, frame),
+        lambda belief: predict_extended(model, belief, frame),
         belief,
     )
 
@@ -100,4 +104,4 @@ def gaussian_sum(num_splits: int = 4, tolerance: float = 0.02) -> Method:
         raise ValueError(f"num_splits: {num_splits} came, at least 1 was expected")
     if not np.isfinite(tolerance) or tolerance < 0:
         raise ValueError(f"tolerance: {tolerance} came, a number of at least 0 was expected")
-    return Method(partial(predict, num_splits=num_splits, tolerance=tolerance), extended.update)
+    return Method(partial(predict, num_splits=num_splits, tolerance=tolerance), update)

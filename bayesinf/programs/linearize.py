@@ -10,6 +10,7 @@ projected on the positive semi-definite cone, else second differences at sigma p
 Kalman filter and the Distribution Transformer both stand on it; no rule knows a sensor's name.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,7 +25,9 @@ from jaxtyping import Float, PyTree
 SCORE_BOUND = 1e12
 FACTOR_BOUND = 1e9
 LOG_DENSITY_BOUND = 1e12
-_RADIUS = np.sqrt(3.0)
+# Plain floats: a NumPy scalar would turn single precision into double where that is enabled.
+_RADIUS = math.sqrt(3)
+LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 class Quadratic(NamedTuple):
@@ -70,9 +73,9 @@ def linearize(
     if family is None:
         factor = _curvature(log_density, origin)
     else:
-        jacobian = jax.jacfwd(lambda z: coordinates(distribution(z), value)[0])(origin)
+        jacobian = jax.jacfwd(lambda z: coordinates(distribution(z), value)[0])(origin)  # pyright: ignore[reportOptionalSubscript]
         factor = jnp.sqrt(family[1])[:, None] * jacobian
-    return _finite(Quadratic(level, score, factor))
+    return bounded(Quadratic(level, score, factor))
 
 
 def _curvature(log_density: Callable, origin: Float[Array, " d"]) -> Float[Array, "d d"]:
@@ -85,12 +88,14 @@ def _curvature(log_density: Callable, origin: Float[Array, " d"]) -> Float[Array
     around = jax.vmap(log_density)(jnp.concatenate([steps, -steps])).reshape(2, -1).sum(0)
     second = jnp.maximum((2 * log_density(origin) - around) / _RADIUS**2, 0)
     differences = jnp.diag(jnp.sqrt(jnp.where(jnp.isfinite(second), second, 0)))
-    return jnp.where(jnp.any(projected > 0), projected, differences)
+    return jnp.where(values[-1] > jnp.finfo(values.dtype).eps, projected, differences)
 
 
-def _finite(quadratic: Quadratic) -> Quadratic:
+def bounded(quadratic: Quadratic) -> Quadratic:
+    """Returns the quadratic within the bounds above; a flat one where it is not finite."""
     level, score, factor = quadratic
-    good = jnp.all(jnp.isfinite(score)) & jnp.all(jnp.isfinite(factor))
+    finite = map(jnp.all, map(jnp.isfinite, quadratic))
+    good = jnp.stack(list(finite)).all()
     return Quadratic(
         jnp.nan_to_num(
             jnp.clip(level, -LOG_DENSITY_BOUND, LOG_DENSITY_BOUND), nan=-LOG_DENSITY_BOUND

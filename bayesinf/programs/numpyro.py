@@ -1,10 +1,11 @@
-"""What `linearize` knows of NumPyro's families: coordinates in which the information is diagonal."""
+"""What `linearize` knows of NumPyro's families: coordinates whose information is diagonal."""
 
 from functools import singledispatch
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.linalg import solve_triangular
@@ -31,8 +32,16 @@ def coordinates(distribution: Any, value: Float[Array, "..."]) -> Coordinates | 
 
 def _flat(*pairs) -> Coordinates:
     shape = jnp.broadcast_shapes(*(jnp.shape(part) for pair in pairs for part in pair))
-    columns = [[jnp.broadcast_to(part, shape).ravel() for part in pair] for pair in pairs]
-    return tuple(jnp.concatenate(column) for column in zip(*columns, strict=True))
+    return _joined([[jnp.broadcast_to(part, shape) for part in pair] for pair in pairs])
+
+
+def _joined(pairs) -> Coordinates:
+    values, information = zip(*pairs, strict=True)
+    return _concatenated(values), _concatenated(information)
+
+
+def _concatenated(parts) -> Float[Array, " p"]:
+    return jnp.concatenate([jnp.ravel(part) for part in parts])
 
 
 def _location_scale(loc, scale, value, location_weight, scale_weight) -> Coordinates:
@@ -51,7 +60,29 @@ def _(distribution, value):
 @coordinates.register(WrappedNormal)
 def _(distribution, value):
     t = distribution.residual(value) / distribution.scale
-    return _location_scale(distribution.loc, distribution.scale, value, 1, 2 * jnp.maximum(1, t**2))
+    by_loc, by_scale = _wrapped_information(distribution.scale)
+    return _flat(
+        (distribution.loc, by_loc / distribution.scale**2),
+        (jnp.log(distribution.scale), by_scale * jnp.maximum(1, t**2)),
+    )
+
+
+def _wrapped_information(
+    scale: Float[Array, "*n"],
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """Returns the information in loc / scale and in log scale: 1 and 2 until turns overlap, then
+    falling to 0. The integral over the circle is a sum at equal steps, exact to rounding here."""
+    turns = 2 * np.pi * np.arange(-3, 4)
+    angles = np.linspace(-np.pi, np.pi, 64, endpoint=False)
+    wide = jnp.maximum(scale, 0.5)[..., None, None]
+    t = jnp.asarray(angles[:, None] + turns, wide.dtype) / wide
+    each = jnp.exp(-0.5 * t**2)
+    density = jnp.sum(each, axis=-1)
+    first = jnp.sum(each * t, axis=-1) / density
+    second = jnp.sum(each * t**2, axis=-1) / density - 1
+    shares = density / jnp.sum(density, axis=-1, keepdims=True)
+    by_loc, by_scale = jnp.sum(shares * first**2, -1), jnp.sum(shares * second**2, -1)
+    return jnp.where(scale > 0.5, by_loc, 1), jnp.where(scale > 0.5, by_scale, 2)
 
 
 @coordinates.register(dist.StudentT)
@@ -72,9 +103,15 @@ def _(distribution, value):
 @coordinates.register(dist.VonMises)
 def _(distribution, value):
     del value
-    kappa = distribution.concentration
-    mean_length = i1e(kappa) / i0e(kappa)
-    spread = 1 - mean_length**2 - mean_length / kappa
+    kappa = jnp.asarray(distribution.concentration)
+    safe = jnp.maximum(kappa, jnp.finfo(kappa.dtype).eps)
+    mean_length = i1e(safe) / i0e(safe)
+    # For a sharp reading the difference is below rounding, and its asymptote takes over.
+    spread = jnp.where(
+        kappa < 100,
+        1 - mean_length**2 - mean_length / safe,
+        (0.5 + 0.25 / safe + 0.375 / safe**2) / safe**2,
+    )
     return _flat((distribution.loc, kappa * mean_length), (kappa, spread))
 
 
@@ -84,7 +121,8 @@ def _(distribution, value):
     # The secant to the reading's own best rate, so that a large count is not overshot.
     gap = jnp.log(jnp.maximum(value, 1)) - log_rate
     safe = jnp.where(jnp.abs(gap) > 1e-3, gap, 1)
-    secant = jnp.where(jnp.abs(gap) > 1e-3, (value - distribution.rate) / safe, 0)
+    larger = (value >= 1) & (gap > 1e-3)
+    secant = jnp.where(larger, (value - distribution.rate) / safe, 0)
     return _flat((log_rate, jnp.maximum(distribution.rate, secant)))
 
 
@@ -95,10 +133,12 @@ def _(distribution, value):
 
 @coordinates.register(dist.Gamma)
 def _(distribution, value):
-    shape = distribution.concentration
+    # Mean and shape are orthogonal; rate and shape are not.
+    shape, rate = distribution.concentration, distribution.rate
+    spread = jax.scipy.special.polygamma(1, shape) - 1 / shape
     return _flat(
-        (jnp.log(distribution.rate), jnp.maximum(shape, distribution.rate * value)),
-        (shape, jax.scipy.special.polygamma(1, shape)),
+        (jnp.log(shape) - jnp.log(rate), jnp.maximum(shape, rate * value)),
+        (shape, jnp.maximum(spread, 0.5 / shape**2)),
     )
 
 
@@ -114,12 +154,16 @@ def _(distribution, value):
 
 @coordinates.register(dist.MultivariateNormal)
 def _(distribution, value):
-    del value
-    # Whitened by the noise as it stands; a scale that depends on the state adds its log diagonal.
+    # Whitened by the noise as it stands. Where it depends on the state, so do the entries of its
+    # factor relative to it: the diagonal like log scales, the rest like slopes between residuals.
     noise = jax.lax.stop_gradient(distribution.scale_tril)
-    whitened = solve_triangular(noise, distribution.loc, lower=True)
-    log_scale = jnp.log(jnp.diagonal(distribution.scale_tril))
-    return _flat((whitened, 1), (log_scale, 2))
+    whitened = solve_triangular(noise, distribution.loc[..., None], lower=True)
+    relative = solve_triangular(noise, distribution.scale_tril, lower=True)
+    t = solve_triangular(noise, (value - distribution.loc)[..., None], lower=True)[..., 0]
+    rows, columns = np.tril_indices(t.shape[-1])
+    weights = np.where(rows == columns, 2, 1) * jnp.maximum(1, t[..., columns] ** 2)
+    scales = relative[..., rows, columns]
+    return _joined([(whitened, jnp.ones_like(whitened)), (scales, weights)])
 
 
 @coordinates.register(dist.Independent)
@@ -136,8 +180,10 @@ def _mixture(distribution, components, value) -> Coordinates | None:
     parts = [coordinates(component, value) for component in components]
     log_joint = distribution.component_log_probs(value)
     share = jax.nn.softmax(jnp.where(jnp.isnan(log_joint), -jnp.inf, log_joint), axis=-1)
+    if share.ndim > 1:
+        return None
     pairs = [(jax.nn.log_softmax(distribution.mixing_distribution.logits), share)]
     for index, part in enumerate(parts):
         if part is not None:
             pairs.append((part[0], share[..., index] * part[1]))
-    return tuple(jnp.concatenate([jnp.ravel(p) for p in column]) for column in zip(*pairs))
+    return _joined(pairs)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import ArrayLike, Bool, Float, PyTree
+from jaxtyping import Bool, Float, PyTree
 
 from bayesinf.distributions.gmm import GaussianMixture
 from bayesinf.types import checked
@@ -65,7 +65,7 @@ class Dynamics(eqx.Module):
         return self.function(state, noise, elapsed, input)
 
 
-def linear_gaussian(matrix: ArrayLike, noise_factor: ArrayLike, offset: ArrayLike = 0) -> Dynamics:
+def linear_gaussian(matrix: Any, noise_factor: Any, offset: Any = 0) -> Dynamics:
     """Returns the dynamics `matrix x + offset + noise_factor e`, whatever time elapses.
 
     `noise_factor` is (d, n) with any n: a noise of lower rank than the state is fine.
@@ -77,11 +77,18 @@ def linear_gaussian(matrix: ArrayLike, noise_factor: ArrayLike, offset: ArrayLik
         expected = f"({matrix.shape[0]}, n)"
         raise ValueError(f"noise_factor: shape {noise_factor.shape} came, {expected} was expected")
 
-    def function(state, noise, elapsed, input):
-        del elapsed, input
-        return matrix @ state + noise_factor @ noise + offset
+    return Dynamics(_Affine(matrix, noise_factor, jnp.asarray(offset)), noise_factor.shape[1])
 
-    return Dynamics(function, noise_factor.shape[1])
+
+class _Affine(eqx.Module):
+    # A module and no closure, so that another matrix or noise does not compile anew.
+    matrix: Float[Array, "d d"]
+    noise_factor: Float[Array, "d n"]
+    offset: Array
+
+    def __call__(self, state, noise, elapsed, input) -> Float[Array, " d"]:
+        del elapsed, input
+        return self.matrix @ state + self.noise_factor @ noise + self.offset
 
 
 class StateSpace(eqx.Module):
@@ -121,12 +128,16 @@ class StateSpace(eqx.Module):
             total += jnp.sum(jnp.where(reading.mask, log_densities, 0))
         return total
 
-    def log_density(self, name: str) -> Callable[..., Float[Array, ""]]:
-        """Returns the function `(state, context, value) -> log density` of the sensor `name`."""
+    def sensor(self, name: str) -> Sensor:
+        """Returns the sensor `name`; raises `ValueError` if the model has none of that name."""
         if name not in self.sensors:
             known = ", ".join(self.sensors)
             raise ValueError(f"readings: sensor {name!r} came, one of {known} was expected")
-        sensor = self.sensors[name]
+        return self.sensors[name]
+
+    def log_density(self, name: str) -> Callable[..., Float[Array, ""]]:
+        """Returns the function `(state, context, value) -> log density` of the sensor `name`."""
+        sensor = self.sensor(name)
 
         def log_density(state, context, value):
             return jnp.sum(sensor(state, context).log_prob(value))
@@ -135,24 +146,32 @@ class StateSpace(eqx.Module):
 
 
 def reading(
-    value: ArrayLike,
+    value: Any,
     context: PyTree = None,
-    mask: ArrayLike | None = None,
+    mask: Any = None,
     event_ndim: int = 0,
 ) -> Reading:
     """Returns a `Reading` from values of which some may be NaN, which counts as missing.
 
-    A missing value is replaced by one that is there, so that it lies in the sensor's support.
-    Takes concrete values: it is the door through which data enter, one frame's (r, ...) or a whole
-    log's (T, r, ...). `event_ndim` is the number of trailing axes that make up one reading.
+    A missing reading becomes a copy, context and all, of one that is there, so that it lies in the
+    sensor's support; where none is there its values are 1, which most supports hold. Takes concrete
+    values: it is the door through which data enter, one frame's (r, ...) or a whole log's
+    (T, r, ...). `event_ndim` is the number of trailing axes that make up one reading.
 
     Raises:
-        ValueError: the mask or a leaf of the context does not match the values.
+        ValueError: the values are no numbers, or the mask or a leaf of the context does not match
+            them, or the context of a reading that is there is not finite.
     """
-    values = np.asarray(value, dtype=np.result_type(np.float32, np.asarray(value).dtype))
-    shape = values.shape[: values.ndim - event_ndim]
+    values = np.asarray(value)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"value: dtype {values.dtype} came, real numbers were expected")
+    values = values.astype(np.result_type(np.float32, values.dtype))
+    shape = values.shape[: max(values.ndim - event_ndim, 0)]
     if not shape:
-        raise ValueError(f"value: shape {values.shape} came, a set of readings was expected")
+        raise ValueError(
+            f"value: shape {values.shape} came, (r, ...) with {event_ndim} axes after those of "
+            "the set was expected"
+        )
     if mask is not None and np.shape(mask) != shape:
         raise ValueError(f"mask: shape {np.shape(mask)} came, {shape} was expected")
     for leaf in jax.tree.leaves(context):
@@ -160,6 +179,22 @@ def reading(
             raise ValueError(f"context: shape {np.shape(leaf)} came, leading {shape} was expected")
     present = np.isfinite(values).all(axis=tuple(range(len(shape), values.ndim)))
     present &= True if mask is None else np.asarray(mask, bool)
-    safe = values[present][0] if present.any() else np.zeros(values.shape[len(shape) :])
-    filled = np.where(present.reshape(shape + (1,) * event_ndim), values, safe)
-    return Reading(jnp.asarray(filled), jax.tree.map(jnp.asarray, context), jnp.asarray(present))
+    if not present.any():
+        ones = np.ones_like(values)
+        return Reading(jnp.asarray(ones), jax.tree.map(jnp.asarray, context), jnp.asarray(present))
+
+    def filled(leaf):
+        if not np.isfinite(leaf[present]).all():
+            raise ValueError("context: NaN or infinite values came with a reading that is there")
+        copies = leaf.copy()
+        copies[~present] = leaf[present][0]
+        return jnp.asarray(copies)
+
+    contexts = jax.tree.map(lambda leaf: filled(np.asarray(leaf)), context)
+    return Reading(filled(values), contexts, jnp.asarray(present))
+
+
+def wrapped(difference: Float[Array, " d"], angles: tuple[int, ...]) -> Float[Array, " d"]:
+    """Returns a difference of two states with its coordinates `angles` (radians) in [-pi, pi)."""
+    axes = np.array(angles, int)
+    return difference.at[axes].set((difference[axes] + np.pi) % (2 * np.pi) - np.pi)

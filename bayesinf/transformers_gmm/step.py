@@ -1,0 +1,44 @@
+"""The network in a filter loop: the loop of the Kalman family with the network as its update."""
+
+from collections.abc import Iterable, Iterator
+
+from bayesinf.distributions.gmm import GaussianMixture
+from bayesinf.kalman import extended, filter
+from bayesinf.kalman.filter import Info, Method
+from bayesinf.programs.state_space import Frame, StateSpace
+from bayesinf.transformers_gmm.network import DistributionTransformer
+
+
+def as_method(dt: DistributionTransformer) -> Method:
+    """Returns the filter that predicts like the extended Kalman filter and updates by the network.
+
+    For another predict compose your own, `Method(gaussian_sum().predict, dt.update)`.
+    """
+    return Method(extended.predict, dt.update)
+
+
+def step(
+    dt: DistributionTransformer, model: StateSpace, belief: GaussianMixture, frame: Frame
+) -> tuple[GaussianMixture, Info]:
+    """Returns the belief after one frame and what the readings said; compiles once."""
+    return filter.step(as_method(dt), model, belief, frame)
+
+
+def run(
+    dt: DistributionTransformer,
+    model: StateSpace,
+    frames: Frame,
+    belief: GaussianMixture | None = None,
+) -> tuple[GaussianMixture, Info]:
+    """Returns the beliefs after every frame of a log and the infos, `lax.scan` of `step`."""
+    return filter.run(as_method(dt), model, frames, belief)
+
+
+def stream(
+    dt: DistributionTransformer,
+    model: StateSpace,
+    frames: Iterable[Frame],
+    belief: GaussianMixture | None = None,
+) -> Iterator[tuple[GaussianMixture, Info]]:
+    """Yields belief and info after each frame as it comes, for live data."""
+    return filter.stream(as_method(dt), model, frames, belief)

@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayesinf.linalg import half_log_det, posterior_factor, solve_lower, triangularize
+
+
+def check_triangle(factor, gram):
+    assert np.abs(np.triu(factor, 1)).max() < 1e-12
+    assert (np.diagonal(factor) > 0).all()
+    np.testing.assert_allclose(factor @ factor.T, gram, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 5])
+def test_oracle_triangularize_and_posterior_factor(x64, dim):
+    a, b = jax.random.normal(jax.random.key(0), (2, dim, dim + 1))
+    check_triangle(triangularize(a, b), a @ a.T + b @ b.T)
+    information = a.T  # more rows than columns
+    check_triangle(posterior_factor(information), jnp.linalg.inv(jnp.eye(dim) + a @ a.T))
+    few = a.T[:1]
+    check_triangle(posterior_factor(few), jnp.linalg.inv(jnp.eye(dim) + few.T @ few))
+    with pytest.raises(AssertionError):  # negative control: one factor forgotten
+        check_triangle(triangularize(a), a @ a.T + b @ b.T)
+
+
+def test_oracle_solve_and_determinant(x64):
+    chol = jnp.tril(jax.random.normal(jax.random.key(0), (3, 3))) + 4 * jnp.eye(3)
+    np.testing.assert_allclose(chol @ solve_lower(chol, jnp.eye(3)), np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(2 * half_log_det(chol), jnp.linalg.slogdet(chol @ chol.T)[1])
+
+
+def test_triangularize_keeps_single_precision_positive_definite():
+    # In single precision the sum of squares of this factor is singular.
+    factor = jnp.array([[1.0, 0.0], [1.0, 1e-5]])
+    chol = triangularize(factor, jnp.zeros((2, 1)))
+    np.testing.assert_allclose(chol, factor, rtol=1e-2, atol=1e-7)
+    assert jnp.isnan(jnp.linalg.cholesky(factor @ factor.T)).any()
+
+
+def test_too_few_columns_are_refused():
+    with pytest.raises(ValueError, match="factors: .* 2 columns came for 3 rows"):
+        triangularize(jnp.ones((3, 1)), jnp.ones((3, 1)))
