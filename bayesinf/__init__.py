@@ -1,1 +1,54 @@
-"""Approximate Bayesian inference in JAX."""
+"""Approximate Bayesian inference in JAX: functions between representations of one distribution.
+
+`import bayesinf as bi` loads nothing but this file; each subpackage loads when it is first used,
+as in `bi.programs.StateSpace`.
+
+- `distributions`: Gaussian mixtures, with densities, draws, moments, exact maps and fits.
+- `programs`: what a model means: state-space models, readings, local quadratics of any sensor.
+- `kalman`: the Kalman family behind one call, the exact oracle of the linear-Gaussian case.
+- `transformers_gmm`: the Distribution Transformer, from a mixture prior and readings to a mixture.
+- `training`: the one optimisation loop.
+- `fusion`: localising a robot from its odometry and ranges.
+- `plots`: figures; the only place that needs Matplotlib.
+- `linalg`, `types`: square-root linear algebra, and the vocabulary that all of the above share.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bayesinf import (
+        distributions,
+        fusion,
+        kalman,
+        linalg,
+        plots,
+        programs,
+        training,
+        transformers_gmm,
+        types,
+    )
+
+__all__ = [
+    "distributions",
+    "fusion",
+    "kalman",
+    "linalg",
+    "plots",
+    "programs",
+    "training",
+    "transformers_gmm",
+    "types",
+]
+
+__version__ = metadata.version("bayesinf")
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return import_module(f"bayesinf.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -75,11 +75,13 @@ def fit(
     Steps whose loss or gradient is not finite are skipped and counted.
 
     Raises:
-        ValueError: a count is below 1.
-        FloatingPointError: more than half of a chunk's steps were skipped.
+        ValueError: a count is below 1, or the checkpoint is damaged or of another run.
+        FloatingPointError: more than half of a chunk's steps were skipped, or no chunk's validation
+            loss was finite.
     """
     counts = {"num_chunks": num_chunks, "steps_per_chunk": steps_per_chunk}
-    for name, count in {**counts, "batch_size": batch_size}.items():
+    patiently = {} if patience is None else {"patience": patience}
+    for name, count in {**counts, "batch_size": batch_size, **patiently}.items():
         if count < 1:
             raise ValueError(f"{name}: {count} came, at least 1 was expected")
     params, static = eqx.partition(network, eqx.is_inexact_array)
@@ -90,7 +92,7 @@ def fit(
     state = TrainingState(params, optimizer.init(params), params, infinity, zero, zero, empty)
     state = _strong(state)
     if checkpoint is not None and Path(checkpoint).exists():
-        state = eqx.tree_deserialise_leaves(checkpoint, state)
+        state = _resume(checkpoint, state)
 
     @jax.jit
     def train_chunk(key: Key, state: TrainingState) -> TrainingState:
@@ -149,6 +151,8 @@ def fit(
             )
             bar.update()
     done = int(state.chunk)
+    if validate is not None and not np.isfinite(state.best_score):
+        raise FloatingPointError(f"validate: not finite after any of {done} chunks")
     return eqx.combine(state.best, static), jax.tree.map(lambda leaf: leaf[:done], state.history)
 
 
@@ -162,5 +166,20 @@ def _write(path: str | Path, state: TrainingState) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
-    eqx.tree_serialise_leaves(fresh, state)
+    # Opened here, since Equinox gives a path without a suffix one of its own.
+    with fresh.open("wb") as file:
+        eqx.tree_serialise_leaves(file, state)
     os.replace(fresh, path)
+
+
+def _resume(path: str | Path, state: TrainingState) -> TrainingState:
+    """Returns the state in a checkpoint of a run like the one whose first state came."""
+    try:
+        with Path(path).open("rb") as file:
+            return eqx.tree_deserialise_leaves(file, state)
+    except (RuntimeError, ValueError, EOFError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(
+            f"checkpoint: {path} came, one of this network, optimizer and num_chunks was expected "
+            f"({cause})"
+        ) from None

@@ -12,14 +12,15 @@ def check_triangle(factor, gram):
     np.testing.assert_allclose(factor @ factor.T, gram, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dim", [1, 5])
+@pytest.mark.parametrize("dim", [1, 5, 12])
 def test_oracle_triangularize_and_posterior_factor(x64, dim):
     a, b = jax.random.normal(jax.random.key(0), (2, dim, dim + 1))
-    check_triangle(triangularize(a, b), a @ a.T + b @ b.T)
+    # Both sides of `UNROLLED`.
+    check_triangle(jax.jit(triangularize)(a, b), a @ a.T + b @ b.T)
     information = a.T  # more rows than columns
-    check_triangle(posterior_factor(information), jnp.linalg.inv(jnp.eye(dim) + a @ a.T))
+    check_triangle(jax.jit(posterior_factor)(information), jnp.linalg.inv(jnp.eye(dim) + a @ a.T))
     few = a.T[:1]
-    check_triangle(posterior_factor(few), jnp.linalg.inv(jnp.eye(dim) + few.T @ few))
+    check_triangle(jax.jit(posterior_factor)(few), jnp.linalg.inv(jnp.eye(dim) + few.T @ few))
     with pytest.raises(AssertionError):  # negative control: one factor forgotten
         check_triangle(triangularize(a), a @ a.T + b @ b.T)
 

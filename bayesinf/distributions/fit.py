@@ -280,9 +280,7 @@ def _initial(key, samples, weights, num_components) -> GaussianMixture:
         return candidates[best], samples[trials[best]]
 
     first = samples[jax.random.categorical(first_key, jnp.log(weights))]
-    nearest, others = jax.lax.scan(
-        add, distances(first), jax.random.split(key, num_components - 1)
-    )
+    nearest, others = jax.lax.scan(add, distances(first), jax.random.split(key, num_components - 1))
     dim = samples.shape[1]
     scale = jnp.sqrt(jnp.maximum(nearest @ weights / dim, _FLOOR))
     return GaussianMixture(

@@ -126,7 +126,9 @@ class GaussianMixture(eqx.Module):
 
     # Exact maps: Law: preserves (the measure, or its image under the stated map)
 
-    def marginal(self, indices: Int[Array, " m"] | list[int] | tuple[int, ...]) -> "GaussianMixture":
+    def marginal(
+        self, indices: Int[Array, " m"] | list[int] | tuple[int, ...]
+    ) -> "GaussianMixture":
         """Returns the mixture of the coordinates `indices`, in that order.
 
         Law: preserves; the image of the mixture under the projection.
@@ -204,7 +206,9 @@ class GaussianMixture(eqx.Module):
         constant = half_log_det(noise_chol) + 0.5 * value.size * _LOG_TAU
         return self._reweighted(log_probs - constant, means, chols)
 
-    def _reweighted(self, log_likelihoods, means, chols) -> tuple["GaussianMixture", Float[Array, ""]]:
+    def _reweighted(
+        self, log_likelihoods, means, chols
+    ) -> tuple["GaussianMixture", Float[Array, ""]]:
         log_weights = self.log_weights + log_likelihoods
         log_evidence = logsumexp(log_weights)
         return GaussianMixture(log_weights - log_evidence, means, chols), log_evidence

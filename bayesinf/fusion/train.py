@@ -4,14 +4,19 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, Float
 
-from bayesinf.fusion import range_bearing
+from bayesinf.distributions.gmm import GaussianMixture
+from bayesinf.fusion import range_bearing, robot
+from bayesinf.fusion.simulated_robot import drive
 from bayesinf.programs.simulate import simulate
 from bayesinf.training import History, fit
+from bayesinf.transformers_gmm.loop import as_method
 from bayesinf.transformers_gmm.network import DistributionTransformer
-from bayesinf.transformers_gmm.objective import forward_kl, on_policy
-from bayesinf.transformers_gmm.step import as_method
+from bayesinf.transformers_gmm.objective import compress, forward_kl, on_policy
 from bayesinf.types import Key
 
 
@@ -67,3 +72,88 @@ def train_range_bearing(
         validate=eqx.filter_jit(validate),
         checkpoint=checkpoint,
     )
+
+
+def train_robot(
+    key: Key,
+    *,
+    num_chunks: int = 300,
+    steps_per_chunk: int = 16,
+    num_logs: int = 32,
+    length: int = 240,
+    batch_size: int = 480,
+    checkpoint: str | Path | None = None,
+) -> tuple[DistributionTransformer, History]:
+    """Returns the network that fuses a robot's odometry and ranges, trained on simulated logs."""
+    network_key, valid_key, fit_key = jax.random.split(key, 3)
+    # The start differs from log to log, so the model's own is never used.
+    model = robot.model(robot.known_start(np.zeros(3)))
+
+    def draw(key, num_logs):
+        drive_key, start_key = jax.random.split(key)
+        drives = jax.vmap(lambda key: drive(key, length))(jax.random.split(drive_key, num_logs))
+        starts = jax.vmap(random_start)(jax.random.split(start_key, num_logs), drives.start)
+        return drives, starts
+
+    def rollouts(dt, drives, starts):
+        def one(drive, start):
+            return on_policy(as_method(dt), model, drive.states, drive.frames, start)
+
+        return flatten(jax.vmap(one)(drives, starts))
+
+    def loss(dt, batch):
+        return forward_kl(dt, model, batch, 8.0) + _position_loss(dt, model, batch)
+
+    held_out = draw(valid_key, 32)
+    return fit(
+        fit_key,
+        DistributionTransformer(network_key, robot.DIM, tuple(model.sensors)),
+        lambda key, dt: rollouts(dt, *draw(key, num_logs)),
+        loss,
+        schedule(2e-3, num_chunks * steps_per_chunk),
+        num_chunks=num_chunks,
+        steps_per_chunk=steps_per_chunk,
+        batch_size=batch_size,
+        validate=lambda dt: loss(dt, rollouts(dt, *held_out)),
+        checkpoint=checkpoint,
+    )
+
+
+def random_start(key: Key, pose: Float[Array, "3"], num_components: int = 8) -> GaussianMixture:
+    """Returns what a filter may know at first: the pose, or a place within metres and no heading.
+
+    Half of the logs start known, the others with evenly spaced headings about a place whose spread
+    is drawn between half a metre and 8 m. The true pose is a draw from what is returned.
+    """
+    known_key, choice_key, spread_key, place_key, turn_key = jax.random.split(key, 5)
+    sd = jnp.array([0.1, 0.1, 0.03])
+    known = robot.known_start(pose + sd * jax.random.normal(known_key, (3,)), None, num_components)
+    scale = jnp.exp(jax.random.uniform(spread_key, minval=np.log(0.5), maxval=np.log(8.0)))
+    place = pose[:2] + scale * jax.random.normal(place_key, (2,))
+    turns = 2 * np.pi * jnp.arange(num_components) / num_components
+    headings = pose[2] + 2 * np.pi * (jax.random.uniform(turn_key) - 0.5) + turns
+    # The truth's own turn of the circle counts, so headings lie within half a turn of it.
+    headings = pose[2] + (headings - pose[2] + np.pi) % (2 * np.pi) - np.pi
+    means = jnp.concatenate(
+        [
+            jnp.broadcast_to(place, (num_components, 2)),
+            headings[:, None],
+            jnp.broadcast_to(known.mean()[3:], (num_components, 3)),
+        ],
+        axis=1,
+    )
+    sds = jnp.array([0, 0, np.pi / num_components, *robot.CALIBRATION_SD]).at[:2].set(scale)
+    chols = jnp.broadcast_to(jnp.diag(sds), known.chols.shape)
+    unknown = GaussianMixture(known.log_weights, means, chols)
+    choice = jax.random.bernoulli(choice_key)
+    return jax.tree.map(lambda a, b: jnp.where(choice, a, b), known, unknown)
+
+
+def _position_loss(dt, model, batch) -> Float[Array, ""]:
+    """Returns the mean negative log density of the true position, which is what gets scored."""
+
+    def one(example):
+        posterior = dt(model, example.prior, example.readings).marginal([0, 1])
+        return -posterior.log_prob(example.state[:2])
+
+    return jnp.mean(compress(jax.vmap(one)(batch), 6.0))

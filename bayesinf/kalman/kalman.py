@@ -1,6 +1,6 @@
 """The Kalman filter on mixtures: exact for linear-Gaussian models, and the oracle of the others."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def update(
     return belief, Info(log_evidence)
 
 
-def _normal(name: str, distribution: Callable, value: Float[Array, "..."]):
+def _normal(name: str, distribution: Any, value: Float[Array, "..."]):
     """Returns the mean (m,) and the noise's Cholesky factor (m, m) of a normal distribution."""
     import numpyro.distributions as dist
 
@@ -69,10 +69,11 @@ def _normal(name: str, distribution: Callable, value: Float[Array, "..."]):
     while isinstance(base, dist.Independent):
         base = base.base_dist
     if isinstance(base, dist.Normal):
-        loc = jnp.broadcast_to(base.loc, value.shape)
-        return loc.ravel(), jnp.diag(jnp.broadcast_to(base.scale, value.shape).ravel())
+        loc = jnp.broadcast_to(jnp.asarray(base.loc), value.shape)
+        scale = jnp.broadcast_to(jnp.asarray(base.scale), value.shape)
+        return loc.ravel(), jnp.diag(scale.ravel())
     if isinstance(base, dist.MultivariateNormal) and base.batch_shape == ():
-        return base.loc, base.scale_tril
+        return jnp.asarray(base.loc), jnp.asarray(base.scale_tril)
     came = type(distribution).__name__
     if base is not distribution:
         came += f" of {type(base).__name__}"

@@ -1,5 +1,7 @@
 """The unscented Kalman filter on mixtures, with cubature points, in square-root form."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -104,7 +106,7 @@ def _root_mean(columns: Float[Array, "m s"]) -> Float[Array, "m s"]:
     return columns / columns.shape[1] ** 0.5
 
 
-def _moments(name: str, distribution, value: Float[Array, "..."]):
+def _moments(name: str, distribution: Any, value: Float[Array, "..."]):
     """Returns mean (m,), noise factor (m, m) of a distribution, and whether it is of angles."""
     import numpyro.distributions as dist
     from numpyro.distributions import constraints
@@ -124,7 +126,7 @@ def _moments(name: str, distribution, value: Float[Array, "..."]):
         variance = -2 * jnp.log1p(-variance)
     mean = jnp.broadcast_to(mean, value.shape).ravel()
     if isinstance(base, dist.MultivariateNormal) and base.batch_shape == ():
-        noise = base.scale_tril
+        noise = jnp.asarray(base.scale_tril)
     else:
         noise = jnp.diag(jnp.sqrt(jnp.broadcast_to(variance, value.shape)).ravel())
     return mean, noise, base.support is constraints.circular

@@ -60,7 +60,7 @@ def _(distribution, value):
 @coordinates.register(WrappedNormal)
 def _(distribution, value):
     t = distribution.residual(value) / distribution.scale
-    by_loc, by_scale = _wrapped_information(distribution.scale)
+    by_loc, by_scale = _wrapped_information(jnp.asarray(distribution.scale))
     return _flat(
         (distribution.loc, by_loc / distribution.scale**2),
         (jnp.log(distribution.scale), by_scale * jnp.maximum(1, t**2)),

@@ -30,8 +30,11 @@ from bayesinf.transformers_gmm.views import (
 )
 from bayesinf.types import Key
 
-# How far the heads may reach: whitened shift, log scale, shear, log weight, log of the tempering.
-SHIFT, LOG_SCALE, SHEAR, LOG_WEIGHT, TEMPERING = 2.0, 1.2, 1.0, 4.0, 6.0
+# How far the heads may reach: whitened shift, log scale, log weight, log of the tempering.
+SHIFT, LOG_SCALE, LOG_WEIGHT, TEMPERING = 2.0, 1.2, 4.0, 6.0
+# By how much, in logs, an update may widen a component beyond its prior. Without a bound a filter
+# that has lost its target blows up by a power of the number of steps.
+GROWTH = 0.1
 LOG_WEIGHT_FLOOR = -30.0
 
 
@@ -78,8 +81,23 @@ class Corrections(NamedTuple):
     """What the network adds to one component's linearised update; zero leaves it as it is."""
 
     shift: Float[Array, " d"]
-    stretch: Float[Array, "d d"]
+    log_scale: Float[Array, " d"]
+    shear: Float[Array, "d d"]
     log_weight: Float[Array, ""]
+
+    def apply(
+        self,
+        prior_chol: Float[Array, "d d"],
+        mean: Float[Array, " d"],
+        chol: Float[Array, "d d"],
+        log_mass: Float[Array, ""],
+    ) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, ""]]:
+        """Returns the corrected component; each axis may take back what the readings shrank."""
+        room = jnp.log(jnp.diagonal(prior_chol) / jnp.diagonal(chol)) + GROWTH
+        room = jnp.clip(room, 0, LOG_SCALE)
+        scale = jnp.exp(jnp.where(self.log_scale > 0, room, LOG_SCALE) * self.log_scale)
+        stretch = jnp.diag(scale) + (room / LOG_SCALE)[:, None] * self.shear
+        return mean + chol @ self.shift, chol @ stretch, log_mass + self.log_weight
 
 
 class DistributionTransformer(eqx.Module):
@@ -135,6 +153,19 @@ class DistributionTransformer(eqx.Module):
         self.view_head = eqx.nn.MLP(2 * width, 1, width, 1, gelu, key=keys[4])
         self.dim, self.sensors = dim, tuple(sensors)
 
+    @property
+    def width(self) -> int:
+        """The length of a token."""
+        return self.sensor_embeddings.shape[1]
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def num_heads(self) -> int:
+        return self.blocks[0].look.num_heads
+
     def __call__(
         self, model: StateSpace, prior: GaussianMixture, readings: Readings
     ) -> GaussianMixture:
@@ -167,9 +198,7 @@ class DistributionTransformer(eqx.Module):
                     quadratics, levels, temperatures, strict=True
                 )
             ]
-            mean, chol, log_mass = absorb(mean, chol, tempered)
-            log_mass = log_mass + corrections.log_weight
-            return mean + chol @ corrections.shift, chol @ corrections.stretch, log_mass
+            return corrections.apply(chol, *absorb(mean, chol, tempered))
 
         quadratics = [stack.quadratic for stack in stacks]
         # Tempering is relative to the best component, so it does not depend on units.
@@ -213,9 +242,9 @@ class DistributionTransformer(eqx.Module):
 
     def _corrections(self, raw: Float[Array, " out"]) -> Corrections:
         shift, log_scale, shear, log_weight = jnp.split(raw, [self.dim, 2 * self.dim, raw.size - 1])
-        stretch = jnp.diag(jnp.exp(LOG_SCALE * log_scale))
-        stretch = stretch.at[np.tril_indices(self.dim, -1)].set(SHEAR * shear)
-        return Corrections(SHIFT * shift, stretch, LOG_WEIGHT * log_weight[0])
+        lower = jnp.zeros((self.dim, self.dim), raw.dtype)
+        lower = lower.at[np.tril_indices(self.dim, -1)].set(shear)
+        return Corrections(SHIFT * shift, log_scale, lower, LOG_WEIGHT * log_weight[0])
 
     def _embedding(self, name: str) -> Float[Array, " width"]:
         if name in self.sensors:

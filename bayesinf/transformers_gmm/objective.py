@@ -42,16 +42,16 @@ def on_policy(
     return jax.lax.scan(meet, belief, (states, frames))[1]
 
 
-def forward_kl(
-    dt, model: StateSpace, batch: Example, ceiling: float = 6.0
-) -> Float[Array, ""]:
+def forward_kl(dt, model: StateSpace, batch: Example, ceiling: float = 6.0) -> Float[Array, ""]:
     """Returns the mean negative log posterior density at the true states, compressed.
 
     In expectation the KL divergence from the exact posterior up to a constant (Prop. 3.1 of the
     Distribution Transformer paper). Above `ceiling` nats a loss counts by its logarithm, so that
     one lost series does not outweigh the others.
     """
-    return jnp.mean(compress(jax.vmap(lambda e: negative_log_density(dt, model, e))(batch), ceiling))
+    return jnp.mean(
+        compress(jax.vmap(lambda e: negative_log_density(dt, model, e))(batch), ceiling)
+    )
 
 
 def negative_log_density(dt, model: StateSpace, example: Example) -> Float[Array, ""]:

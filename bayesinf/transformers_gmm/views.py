@@ -39,14 +39,19 @@ class View(NamedTuple):
 
 
 def view(
-    sensor, context, value, mask: Bool[Array, ""], mean: Float[Array, " d"], chol: Float[Array, "d d"]
+    sensor,
+    context,
+    value,
+    mask: Bool[Array, ""],
+    mean: Float[Array, " d"],
+    chol: Float[Array, "d d"],
 ) -> View:
     """Returns a component's view of one reading."""
     quadratic = linearize(sensor, context, value, mean, chol)
     nodes = jnp.asarray(sigma_points(mean.size), mean.dtype)
-    log_densities = jax.vmap(
-        lambda z: jnp.sum(sensor(mean + chol @ z, context).log_prob(value))
-    )(nodes)
+    log_densities = jax.vmap(lambda z: jnp.sum(sensor(mean + chol @ z, context).log_prob(value)))(
+        nodes
+    )
     residual = log_densities - jax.vmap(quadratic)(nodes)
     residual = jnp.clip(
         jnp.nan_to_num(residual, nan=-_RESIDUAL_BOUND), -_RESIDUAL_BOUND, _RESIDUAL_BOUND
@@ -69,9 +74,7 @@ def view(
             jnp.log(misfit + GATE)[None],
         ]
     )
-    return jax.tree.map(
-        lambda leaf: jnp.where(mask, leaf, 0), View(quadratic, misfit, features)
-    )
+    return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), View(quadratic, misfit, features))
 
 
 def views(
@@ -80,7 +83,7 @@ def views(
     """Returns one component's views, one stack (leading axis r) a sensor."""
     stacks = []
     for name, reading in readings.items():
-        sensor = model.sensors[name]
+        sensor = model.sensor(name)
 
         def one(context, value, mask, sensor=sensor):
             return view(sensor, context, value, mask, mean, chol)
@@ -94,9 +97,7 @@ def view_size(dim: int) -> int:
     return 3 * dim + dim * (dim + 1) // 2 + dim * (dim - 1) // 2 + 1
 
 
-def component_features(
-    prior: GaussianMixture, stacks: list[View]
-) -> Float[Array, "k features"]:
+def component_features(prior: GaussianMixture, stacks: list[View]) -> Float[Array, "k features"]:
     """Returns each component's place in the mixture and what all readings together do to it.
 
     `stacks` carry the component axis in front.
@@ -127,9 +128,7 @@ def component_features(
             ]
         )
 
-    return jax.vmap(one)(
-        prior.log_weights, prior.means, prior.chols, shifts, shrinkages, surprise
-    )
+    return jax.vmap(one)(prior.log_weights, prior.means, prior.chols, shifts, shrinkages, surprise)
 
 
 def component_size(dim: int) -> int:

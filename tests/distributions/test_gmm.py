@@ -6,8 +6,15 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
+from bayesinf import linalg
 from bayesinf.distributions import GaussianMixture, gaussian
 from bayesinf.types import checked
+
+
+@pytest.fixture(autouse=True)
+def few_unrolled(monkeypatch):
+    # Unrolled loops compile slowly; two columns are enough of them here, test_linalg has the rest.
+    monkeypatch.setattr(linalg, "UNROLLED", 2)
 
 
 def make(dim, k, empty=False, dtype=float, seed=0):
@@ -46,44 +53,49 @@ CASES = [(1, 1, False), (2, 1, False), (2, 3, True), (5, 3, False), (32, 3, True
 def test_oracle_density_and_moments(x64, dim, k, empty):
     mixture = make(dim, k, empty)
     weights, means, covs = arrays(mixture)
-    x = 2 * np.random.default_rng(1).normal(size=(4, dim))
+    x = jnp.asarray(2 * np.random.default_rng(1).normal(size=(4, dim)))
     dense = dense_log_prob(weights, means, covs, x)
     np.testing.assert_allclose(mixture.log_prob(x), dense, rtol=1e-10)
     np.testing.assert_allclose(mixture.log_prob(x[:, None]), dense[:, None], rtol=1e-10)
-    np.testing.assert_allclose(mixture.to_numpyro().log_prob(jnp.asarray(x)), dense, rtol=1e-10)
+    np.testing.assert_allclose(mixture.to_numpyro().log_prob(x), dense, rtol=1e-10)
     mean = weights @ means
     second = np.einsum("k,kij->ij", weights, covs + means[:, :, None] * means[:, None])
     np.testing.assert_allclose(mixture.mean(), mean, atol=1e-12)
     np.testing.assert_allclose(mixture.covariance(), second - np.outer(mean, mean), atol=1e-10)
 
 
+def everything(mixture):
+    """Sends a mixture through every map, to one result each."""
+    dim, dtype = mixture.dim, mixture.means.dtype
+    eye = jnp.eye(dim, dtype=dtype)
+    moved = mixture.push(eye, eye[0], eye)
+    posterior, evidence = moved.update(eye[:1], eye[0, :1], eye[:1, :1])
+    if dim > 1:
+        posterior, more = posterior.condition([0], eye[0, :1])
+        posterior, evidence = posterior.marginal([0]), evidence + more
+    draw = posterior.sample(jax.random.key(0))
+    divergence, standard_error = posterior.kl(jax.random.key(1), posterior, 2)
+    return evidence, posterior.log_prob(draw), posterior.chol(), divergence, standard_error
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("dim", "k", "empty"), CASES)
-def test_every_map_keeps_the_dtype_and_has_finite_gradients(x64, dim, k, empty, dtype):
-    mixture = make(dim, k, empty, dtype)
-    eye = jnp.eye(dim, dtype=dtype)
+def test_precision_follows_the_input(x64, dim, k, empty, dtype):
+    out = jax.eval_shape(everything, make(dim, k, empty, dtype))
+    assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype(dtype)}
 
-    @jax.jit
-    @jax.vmap
-    def maps(mixture):
-        moved = mixture.push(eye, eye[0], eye)
-        posterior, evidence = moved.update(eye[:1], eye[0, :1], eye[:1, :1])
-        if dim > 1:
-            posterior, more = posterior.condition([0], eye[0, :1])
-            posterior = posterior.marginal([0])
-            evidence = evidence + more
-        leaf = posterior.log_prob(posterior.mean())
-        return evidence, leaf, posterior.chol(), posterior.sample(jax.random.key(0))
 
+@pytest.mark.parametrize(("dim", "k", "empty"), [(1, 1, False), (2, 3, True), (32, 3, True)])
+def test_values_and_gradients_are_finite_under_jit_and_vmap(dim, k, empty):
     def total(mixture):
-        return sum(jnp.sum(leaf) for leaf in maps(jax.tree.map(lambda x: x[None], mixture)))
+        out = everything(mixture)
+        return out[0] + out[1] + out[2].sum(), out
 
-    out = maps(jax.tree.map(lambda x: jnp.stack([x, x]), mixture))
-    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(out))
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
-    gradients = jax.tree.leaves(jax.grad(total)(mixture))
-    assert all(jnp.isfinite(leaf).all() for leaf in gradients)
-    assert any((leaf != 0).any() for leaf in gradients)
+    mixture = make(dim, k, empty, "float32")
+    batch = jax.tree.map(lambda x: jnp.stack([x, x]), mixture)
+    (_, out), gradients = jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True)))(batch)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((out, gradients)))
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves((gradients.means, gradients.chols)))
 
 
 @pytest.mark.parametrize(("dim", "k", "empty"), CASES[2:])
@@ -95,22 +107,28 @@ def test_oracle_marginal_and_condition(x64, dim, k, empty):
     block = np.ix_(range(k), a, a)
     same(mixture.marginal(a), weights, means[:, a], covs[block])
 
-    x = np.random.default_rng(1).normal(size=dim)
-    posterior, log_evidence = mixture.condition(a, jnp.asarray(x[a]))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=dim))
+    a, b = np.array(a), np.array(b)
+    posterior, log_evidence = mixture.condition(a.tolist(), x[a])
     gain = covs[np.ix_(range(k), b, a)] @ np.linalg.inv(covs[block])
     conditional_means = means[:, b] + np.einsum("kij,kj->ki", gain, x[a] - means[:, a])
     conditional_covs = covs[np.ix_(range(k), b, b)] - gain @ covs[np.ix_(range(k), a, b)]
-    logs = [multivariate_normal(m[a], c[np.ix_(a, a)]).logpdf(x[a]) for m, c in zip(means, covs)]  # noqa: B905
+    logs = [
+        multivariate_normal(m[a], c[np.ix_(a, a)]).logpdf(x[a])
+        for m, c in zip(means, covs, strict=True)
+    ]
     unnormalised = weights * np.exp(logs)
     same(posterior, unnormalised / unnormalised.sum(), conditional_means, conditional_covs)
-    joint = log_evidence + posterior.log_prob(jnp.asarray(x[b]))
+    joint = log_evidence + posterior.log_prob(x[b])
     np.testing.assert_allclose(joint, mixture.log_prob(x), rtol=1e-10)
-    np.testing.assert_allclose(log_evidence, mixture.marginal(a).log_prob(x[a]), rtol=1e-10)
+    np.testing.assert_allclose(
+        log_evidence, mixture.marginal(a.tolist()).log_prob(x[a]), rtol=1e-10
+    )
     with pytest.raises(AssertionError):  # negative control: the weights of the prior
         same(mixture, weights, means, covs + 1e-6)
     with pytest.raises(AssertionError):
         prior_weights = GaussianMixture(mixture.log_weights, posterior.means, posterior.chols)
-        joint = log_evidence + prior_weights.log_prob(jnp.asarray(x[b]))
+        joint = log_evidence + prior_weights.log_prob(x[b])
         np.testing.assert_allclose(joint, mixture.log_prob(x), rtol=1e-10)
 
 
@@ -123,7 +141,12 @@ def test_oracle_push_and_update(x64, dim, k, empty):
     for columns in (0, 1, dim):  # none, singular, full
         noise = rng.normal(size=(dim, columns))
         moved = matrix @ covs @ matrix.T + noise @ noise.T
-        same(mixture.push(matrix, offset, noise), weights, means @ matrix.T + offset, moved)
+        same(
+            mixture.push(*map(jnp.asarray, (matrix, offset, noise))),
+            weights,
+            means @ matrix.T + offset,
+            moved,
+        )
 
     m = min(dim, 2)
     matrix, value = rng.normal(size=(m, dim)), rng.normal(size=m)
@@ -132,7 +155,9 @@ def test_oracle_push_and_update(x64, dim, k, empty):
     innovation = matrix @ covs @ matrix.T + 0.25 * np.eye(m)
     gain = covs @ matrix.T @ np.linalg.inv(innovation)
     predicted = means @ matrix.T
-    logs = [multivariate_normal(p, s).logpdf(value) for p, s in zip(predicted, innovation)]  # noqa: B905
+    logs = [
+        multivariate_normal(p, s).logpdf(value) for p, s in zip(predicted, innovation, strict=True)
+    ]
     unnormalised = weights * np.exp(logs)
     same(
         posterior,
@@ -169,7 +194,9 @@ def test_stat_sample_moments(key, dim, k, empty):
 
     def largest_z(mean, covariance):
         centred = x - mean
-        values = np.concatenate([centred, (centred[:, :, None] * centred[:, None]).reshape(n, -1)], 1)
+        values = np.concatenate(
+            [centred, (centred[:, :, None] * centred[:, None]).reshape(n, -1)], 1
+        )
         expected = np.concatenate([np.zeros(dim), np.ravel(covariance)])
         return np.abs((values.mean(0) - expected) / (values.std(0) / np.sqrt(n))).max()
 
@@ -203,7 +230,11 @@ def test_shapes_are_refused_by_name(args, match):
         ("means", [[jnp.nan, 0.0], [0.0, 0.0]], r"prior\.means: NaN"),
         ("chols", jnp.full((2, 2, 2), jnp.inf), r"prior\.chols: NaN or infinite"),
         ("chols", jnp.ones((2, 2, 2)), r"prior\.chols: entries above"),
-        ("chols", jnp.stack([jnp.diag(jnp.array([1.0, 0.0]))] * 2), r"prior\.chols: diagonal entry 0"),
+        (
+            "chols",
+            jnp.stack([jnp.diag(jnp.array([1.0, 0.0]))] * 2),
+            r"prior\.chols: diagonal entry 0",
+        ),
     ],
 )
 def test_bad_values_are_refused_by_name(leaf, value, match):

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bayesinf import linalg
 from bayesinf.distributions import GaussianMixture, reduce, split
+
+
+@pytest.fixture(autouse=True)
+def few_unrolled(monkeypatch):
+    # Unrolled loops compile slowly; two columns are enough of them here, test_linalg has the rest.
+    monkeypatch.setattr(linalg, "UNROLLED", 2)
 
 
 def make(dim, log_weights, seed=0):
@@ -11,7 +18,7 @@ def make(dim, log_weights, seed=0):
     k = len(log_weights)
     chols = np.tril(0.3 * rng.normal(size=(k, dim, dim)), -1) + np.eye(dim)
     log_weights = jax.nn.log_softmax(jnp.asarray(log_weights, float))
-    return GaussianMixture(log_weights, jnp.asarray(2 * rng.normal(size=(k, dim))), chols)
+    return GaussianMixture(log_weights, 2 * rng.normal(size=(k, dim)), chols)
 
 
 def check_moments(after, before):
@@ -42,7 +49,9 @@ def test_oracle_reduce_and_split_preserve_mean_and_covariance(x64, dim, log_weig
     # Negative control: a merge that forgets the spread between the components.
     weights = np.exp(mixture.log_weights)
     within = np.einsum("k,kij->ij", weights, mixture.chols @ mixture.chols.mT)
-    forgetful = GaussianMixture(jnp.zeros(1), mixture.mean()[None], np.linalg.cholesky(within)[None])
+    forgetful = GaussianMixture(
+        jnp.zeros(1), mixture.mean()[None], np.linalg.cholesky(within)[None]
+    )
     with pytest.raises(AssertionError):
         check_moments(forgetful, mixture)
 

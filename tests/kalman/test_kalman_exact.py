@@ -28,7 +28,7 @@ def series(name, path):
     mean, variance, moves, noise = file["params"]
     # The law given is that of the first state, so the initial one stands a step before.
     model = StateSpace(
-        gaussian([mean], [[np.sqrt(variance - moves)]]),
+        gaussian(np.array([mean]), np.array([[np.sqrt(variance - moves)]])),
         linear_gaussian([[1.0]], [[np.sqrt(moves)]]),
         {"level": lambda state, _: dist.Normal(state[0], np.sqrt(noise))},
     )
@@ -215,7 +215,9 @@ def test_a_reading_that_is_no_normal_is_refused_by_name():
 def test_a_user_can_tell_a_bent_mean_by_running_two_filters(x64):
     def gap(sensor):
         model = StateSpace(
-            gaussian([0.5], [[0.3]]), linear_gaussian([[1.0]], [[0.1]]), {"sensor": sensor}
+            gaussian(jnp.array([0.5]), jnp.array([[0.3]])),
+            linear_gaussian([[1.0]], [[0.1]]),
+            {"sensor": sensor},
         )
         frames = Frame(jnp.ones(1), None, {"sensor": reading([[1.0]])})
         exact, linearised = (run(method, model, frames)[0] for method in (kalman, extended))
