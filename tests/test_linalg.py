@@ -12,7 +12,7 @@ def check_triangle(factor, gram):
     np.testing.assert_allclose(factor @ factor.T, gram, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dim", [1, 5, 12])
+@pytest.mark.parametrize("dim", [1, 3, 12])
 def test_oracle_triangularize_and_posterior_factor(x64, dim):
     a, b = jax.random.normal(jax.random.key(0), (2, dim, dim + 1))
     # Both sides of `UNROLLED`.
@@ -40,5 +40,5 @@ def test_triangularize_keeps_single_precision_positive_definite():
 
 
 def test_too_few_columns_are_refused():
-    with pytest.raises(ValueError, match="factors: .* 2 columns came for 3 rows"):
+    with pytest.raises(ValueError, match=r"factors: .* 2 columns came for 3 rows"):
         triangularize(jnp.ones((3, 1)), jnp.ones((3, 1)))

@@ -13,15 +13,11 @@ _NUMPYRO = ("WrappedNormal", "mixture_from_numpyro", "mixture_to_numpyro", "wrap
 __all__ = [
     "FitInfo",
     "GaussianMixture",
-    "WrappedNormal",
     "fit",
     "fit_density",
     "gaussian",
-    "mixture_from_numpyro",
-    "mixture_to_numpyro",
     "reduce",
     "split",
-    "wrap",
 ]
 
 

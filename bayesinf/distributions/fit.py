@@ -8,11 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.scipy.special import digamma, gammaln, logsumexp
 from jaxtyping import Bool, Float
 
 from bayesinf.distributions.gmm import GaussianMixture
-from bayesinf.linalg import half_log_det, solve_lower, triangularize
+from bayesinf.linalg import solve_lower, triangularize
 from bayesinf.types import Key
 
 _FLOOR = 1e-6  # added to a component's covariance, in units of the data's
@@ -119,18 +120,17 @@ def fit_density(
     num_samples: int = 2_000,
     num_rounds: int = 20,
 ) -> tuple[GaussianMixture, FitInfo]:
-    """Returns a mixture close to the density `exp(log_prob)`, known up to a constant, and its
-    error.
+    """Returns a mixture close to the density `exp(log_prob)` (up to a constant), and its error.
 
     Adaptive importance sampling with mixtures (Cappe, Douc, Guillin, Marin and Robert 2008): each
-    round draws from the current mixture, a tenth of the draws from `start`, and takes weighted
-    EM steps towards the minimum of KL(p || q). While the weights have an effective sample size below
-    a tenth of the draws, they are raised to the power that reaches it (Koblents and Miguez 2015),
-    so a start that is far off moves in steps instead of collapsing on its best draw; half of each
-    step's weight stays with the current mixture, which averages the noise of the rounds. `start`
-    says
-    how many components there are, and should cover the target: a mode that neither it nor the
-    rounds ever reach goes unseen, in the error too. Covariances have the floor of `fit`.
+    round draws from the current mixture, a tenth of the draws from `start`, and takes weighted EM
+    steps towards the minimum of KL(p || q). While the weights have an effective sample size below a
+    tenth of the draws, they are raised to the power that reaches it (Koblents and Miguez 2015), so
+    a start that is far off moves in steps instead of collapsing on its best draw; half of each
+    step's weight stays with the current mixture, which averages the noise of the rounds.
+
+    `start` says how many components there are, and should cover the target: a mode that neither it
+    nor the rounds ever reach goes unseen, in the error too. Covariances have the floor of `fit`.
 
     The error is KL(p || q) by self-normalised importance sampling on fresh draws, biased by
     O(1 / num_samples), with a delta-method standard error; both mean little where `ess` is small.
@@ -164,7 +164,7 @@ def fit_density(
 @eqx.filter_jit
 def _fit(key, samples, log_weights, num_components, num_steps):
     split_key, centre_key, calibration_key = jax.random.split(key, 3)
-    size, dim = samples.shape
+    size = samples.shape[0]
     held_out = _num_held_out(size)
     order = jax.random.permutation(split_key, size)
     tested, training = order[:held_out], order[held_out:]
@@ -229,7 +229,7 @@ def _fit_density(key, log_prob, start, num_samples, num_rounds):
     *keys, last = jax.random.split(key, num_rounds + 1)
     mixture, (bad, seen, full_rank) = jax.lax.scan(one_round, start, jnp.stack(keys))
 
-    x, log_p, log_q, log_r = weighted_draws(last, mixture)
+    _, log_p, log_q, log_r = weighted_draws(last, mixture)
     log_p, last_bad, last_seen = _looked_at(log_p)
     bad, seen = bad.any() | last_bad, seen.all() & last_seen
     weights = jax.nn.softmax(log_p - log_r)
@@ -258,7 +258,8 @@ def _looked_at(log_p):
 
 def _frame(samples, weights):
     """Returns the weighted mean, the factor of the covariance, and whether that has full rank."""
-    mean = weights @ samples
+    # From one of the samples, so that what does not vary has a spread of exactly 0.
+    mean = samples[0] + weights @ (samples - samples[0])
     chol = triangularize((jnp.sqrt(weights)[:, None] * (samples - mean)).T)
     scale = jnp.linalg.norm(chol, axis=1) + jnp.abs(mean)
     full_rank = jnp.all(jnp.diagonal(chol) > 10 * jnp.finfo(chol.dtype).eps * scale)
@@ -364,4 +365,4 @@ def _is_finite(mixture: GaussianMixture):
 
 
 def _is_known(*arrays) -> bool:
-    return not any(isinstance(x, jax.core.Tracer) for x in arrays)
+    return not any(isinstance(x, Tracer) for x in arrays)

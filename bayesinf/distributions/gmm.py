@@ -66,7 +66,7 @@ class GaussianMixture(eqx.Module):
         return self.means.shape[-1]
 
     def check_values(self, name: str) -> None:
-        """Raises `ValueError` for values that are no mixture; called by `bayesinf.types.checked`."""
+        """Raises `ValueError` for values that are no mixture; `bayesinf.types.checked` asks."""
         log_weights, means, chols = map(np.asarray, (self.log_weights, self.means, self.chols))
         if np.isnan(log_weights).any() or (log_weights == np.inf).any():
             raise ValueError(f"{name}.log_weights: NaN or +inf came, finite or -inf was expected")

@@ -1,14 +1,14 @@
 """Between the package's distributions and NumPyro's."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array, random
 from jax.scipy.special import logsumexp
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes
 
@@ -25,16 +25,17 @@ class WrappedNormal(dist.Distribution):
     series of the same density (Mardia and Jupp 2000, "Directional Statistics", sec. 3.5.7).
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
-    support = constraints.circular
-    reparametrized_params = ["loc", "scale"]
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
+    support = constraints.circular  # pyright: ignore[reportAssignmentType]
+    reparametrized_params: ClassVar = ["loc", "scale"]
 
     def __init__(self, loc=0.0, scale=1.0, *, validate_args=None):
-        self.loc, self.scale = promote_shapes(loc, scale)
+        promoted: Any = promote_shapes(loc, scale)
+        self.loc, self.scale = promoted
         batch_shape = jnp.broadcast_shapes(jnp.shape(loc), jnp.shape(scale))
         super().__init__(batch_shape, validate_args=validate_args)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape=()):
         shape = sample_shape + self.batch_shape + self.event_shape
         noise = random.normal(key, shape, jnp.result_type(self.loc, float))
         return wrap(self.loc + self.scale * noise)
@@ -63,9 +64,9 @@ class WrappedNormal(dist.Distribution):
         return jnp.broadcast_to(self.scale**2, self.batch_shape)
 
 
-def wrap(angle: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def wrap(angle: Float[ArrayLike, "*n"]) -> Float[Array, "*n"]:
     """Returns the angle in radians modulo 2 pi, in [-pi, pi)."""
-    return (angle + math.pi) % (2 * math.pi) - math.pi
+    return (jnp.asarray(angle) + math.pi) % (2 * math.pi) - math.pi
 
 
 def mixture_to_numpyro(mixture: GaussianMixture) -> dist.MixtureSameFamily:

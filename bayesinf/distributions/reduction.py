@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import logsumexp
 from jaxtyping import Float
 
 from bayesinf.distributions.gmm import GaussianMixture
@@ -65,6 +66,8 @@ def reduce(
     if any(axis not in range(mixture.dim) for axis in angles):
         raise ValueError(f"angles: {angles} came, coordinates below {mixture.dim} were expected")
     size = mixture.num_components
+    if size <= num_components:
+        return mixture
     index = jnp.arange(size)
     costs = jax.vmap(lambda i: _merge_costs(mixture, i, angles))(index)
 
@@ -77,20 +80,20 @@ def reduce(
         return (mixture, costs.at[i].set(fresh).at[:, i].set(fresh), alive.at[j].set(False)), None
 
     start = (mixture, costs, jnp.ones(size, bool))
-    (mixture, _, alive), _ = jax.lax.scan(
-        merge_closest, start, length=max(size - num_components, 0)
-    )
+    (mixture, _, alive), _ = jax.lax.scan(merge_closest, start, length=size - num_components)
     kept = jnp.argsort(~alive, stable=True)[:num_components]
     return jax.tree.map(lambda leaf: leaf[kept], mixture)
 
 
 def _merge(mixture, i, j, angles) -> GaussianMixture:
     """Puts the moment-matched merge of components i and j into slot i and empties slot j."""
-    log_weight = jnp.logaddexp(mixture.log_weights[i], mixture.log_weights[j])
-    # Two empty slots merge into an empty slot, not into NaN.
-    share = jnp.where(
-        jnp.isneginf(log_weight), 0, jnp.exp(mixture.log_weights[j] - _finite(log_weight))
-    )
+    # Two empty slots merge into an empty slot, not into NaN; neither does its gradient.
+    pair = jnp.stack([mixture.log_weights[i], mixture.log_weights[j]])
+    empty = jnp.isneginf(pair).all()
+    pair = jnp.where(empty, 0, pair)
+    total = logsumexp(pair)
+    share = jnp.where(empty, 0, jnp.exp(pair[1] - total))
+    log_weight = jnp.where(empty, -jnp.inf, total)
     gap = _gap(mixture.means[i], mixture.means[j], angles)
     chol = triangularize(
         _sqrt(1 - share) * mixture.chols[i],
@@ -137,7 +140,3 @@ def _gap(mean, other, angles) -> Float[Array, " d"]:
 def _sqrt(x):
     # The root's slope at 0 is infinite; an empty slot has no say in the merge, so 0 serves.
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
-
-
-def _finite(log_weight):
-    return jnp.where(jnp.isneginf(log_weight), 0, log_weight)

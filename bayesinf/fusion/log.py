@@ -117,6 +117,28 @@ def truth_at(
     return np.stack([x, y], axis=-1), heading
 
 
+def first_ranges(log: Log, n: int) -> Log:
+    """Returns the log up to its n-th range; the odometry and the truth to the steps around it."""
+    end = log.range_t[:n][-1]
+    steps = int(np.searchsorted(log.odom_t, end, side="right")) + 1
+    log = log._replace(
+        odom_t=log.odom_t[:steps],
+        odom_dist=log.odom_dist[:steps],
+        odom_dheading=log.odom_dheading[:steps],
+        range_t=log.range_t[:n],
+        range_beacon=log.range_beacon[:n],
+        range_m=log.range_m[:n],
+    )
+    if log.truth_t is None or log.truth_xy is None or log.truth_heading is None:
+        return log
+    rows = int(np.searchsorted(log.truth_t, end, side="right")) + 1
+    return log._replace(
+        truth_t=log.truth_t[:rows],
+        truth_xy=log.truth_xy[:rows],
+        truth_heading=log.truth_heading[:rows],
+    )
+
+
 def segments(log: Log) -> Segments:
     """Returns the motion between successive ranges, missing ones included, in time order.
 

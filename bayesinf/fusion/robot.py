@@ -60,6 +60,8 @@ class Noise(NamedTuple):
 
 # The spread of what a range's calibration may be before the first range.
 OFFSET_SD, LOG_SCALE_SD = 0.5, 0.07
+# A range is never better than a millimetre or worse than 150 m.
+LOG_NOISE_RANGE = (-7.0, 5.0)
 CALIBRATION_SD = (OFFSET_SD, LOG_SCALE_SD, Noise().log_range_spread)
 _CALIBRATION_WALK = 1e-3
 
@@ -96,8 +98,9 @@ def range_sensor(state, beacon: Float[Array, "2"]) -> dist.Normal:
     gap = state[:2] - beacon
     # A millimetre keeps the gradient finite at the beacon itself.
     distance = jnp.sqrt(gap @ gap + 1e-6)
+    scale = jnp.exp(jnp.clip(state[LOG_SCALE], -1, 1))
     return dist.Normal(
-        state[OFFSET] + jnp.exp(state[LOG_SCALE]) * distance, jnp.exp(state[LOG_NOISE])
+        state[OFFSET] + scale * distance, jnp.exp(jnp.clip(state[LOG_NOISE], *LOG_NOISE_RANGE))
     )
 
 

@@ -77,11 +77,11 @@ def train_range_bearing(
 def train_robot(
     key: Key,
     *,
-    num_chunks: int = 300,
+    num_chunks: int = 260,
     steps_per_chunk: int = 16,
     num_logs: int = 32,
-    length: int = 240,
-    batch_size: int = 480,
+    length: int = 160,
+    batch_size: int = 384,
     checkpoint: str | Path | None = None,
 ) -> tuple[DistributionTransformer, History]:
     """Returns the network that fuses a robot's odometry and ranges, trained on simulated logs."""
@@ -110,7 +110,7 @@ def train_robot(
         DistributionTransformer(network_key, robot.DIM, tuple(model.sensors)),
         lambda key, dt: rollouts(dt, *draw(key, num_logs)),
         loss,
-        schedule(2e-3, num_chunks * steps_per_chunk),
+        schedule(1.5e-3, num_chunks * steps_per_chunk),
         num_chunks=num_chunks,
         steps_per_chunk=steps_per_chunk,
         batch_size=batch_size,

@@ -96,12 +96,14 @@ def bounded(quadratic: Quadratic) -> Quadratic:
     level, score, factor = quadratic
     finite = map(jnp.all, map(jnp.isfinite, quadratic))
     good = jnp.stack(list(finite)).all()
+    score, factor = jnp.where(good, score, 0), jnp.where(good, factor, 0)
+    # Score and information shrink together, so that the step they make keeps its direction.
+    share = jnp.minimum(1, SCORE_BOUND / jnp.maximum(jnp.max(jnp.abs(score)), SCORE_BOUND))
+    scale = jnp.maximum(jnp.max(jnp.abs(factor)) * jnp.sqrt(share), FACTOR_BOUND)
+    share = share * (FACTOR_BOUND / scale) ** 2
+    level = jnp.clip(level, -LOG_DENSITY_BOUND, LOG_DENSITY_BOUND)
     return Quadratic(
-        jnp.nan_to_num(
-            jnp.clip(level, -LOG_DENSITY_BOUND, LOG_DENSITY_BOUND), nan=-LOG_DENSITY_BOUND
-        ),
-        jnp.clip(jnp.where(good, score, 0), -SCORE_BOUND, SCORE_BOUND),
-        jnp.clip(jnp.where(good, factor, 0), -FACTOR_BOUND, FACTOR_BOUND),
+        jnp.nan_to_num(level, nan=-LOG_DENSITY_BOUND), share * score, jnp.sqrt(share) * factor
     )
 
 

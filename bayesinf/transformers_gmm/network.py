@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from bayesinf.distributions.gmm import GaussianMixture
 from bayesinf.kalman.extended import absorb
 from bayesinf.kalman.filter import Info, Readings
+from bayesinf.linalg import solve_lower
 from bayesinf.programs.linearize import Quadratic
 from bayesinf.programs.state_space import StateSpace
 from bayesinf.transformers_gmm.views import (
@@ -25,6 +26,7 @@ from bayesinf.transformers_gmm.views import (
     component_features,
     component_size,
     gate,
+    root,
     view_size,
     views,
 )
@@ -35,6 +37,8 @@ SHIFT, LOG_SCALE, LOG_WEIGHT, TEMPERING = 2.0, 1.2, 4.0, 6.0
 # By how much, in logs, an update may widen a component beyond its prior. Without a bound a filter
 # that has lost its target blows up by a power of the number of steps.
 GROWTH = 0.1
+# How far, in prior standard deviations, a component may move in one update.
+REACH = 1e4
 LOG_WEIGHT_FLOOR = -30.0
 
 
@@ -198,7 +202,9 @@ class DistributionTransformer(eqx.Module):
                     quadratics, levels, temperatures, strict=True
                 )
             ]
-            return corrections.apply(chol, *absorb(mean, chol, tempered))
+            posterior, posterior_chol, log_mass = absorb(mean, chol, tempered)
+            posterior = mean + _within_reach(chol, posterior - mean)
+            return corrections.apply(chol, posterior, posterior_chol, log_mass)
 
         quadratics = [stack.quadratic for stack in stacks]
         # Tempering is relative to the best component, so it does not depend on units.
@@ -236,7 +242,8 @@ class DistributionTransformer(eqx.Module):
             per_view(tokens, sight, stack.misfit)
             for sight, stack in zip(sights, stacks, strict=True)
         ]
-        misfit = jnp.sqrt(sum(jnp.sum(stack.misfit**2, axis=1) for stack in stacks))
+        misfits = jnp.concatenate([stack.misfit for stack in stacks], axis=1)
+        misfit = root(jnp.sum(misfits**2, axis=1))
         raw = jnp.tanh(jax.vmap(self.component_head)(tokens)) * gate(misfit)[:, None]
         return temperatures, jax.vmap(self._corrections)(raw)
 
@@ -259,6 +266,12 @@ def _temper(quadratic: Quadratic, level: Float[Array, " r"], temperature: Float[
         temperature[:, None] * quadratic.score,
         jnp.sqrt(temperature)[:, None, None] * quadratic.factor,
     )
+
+
+def _within_reach(chol: Float[Array, "d d"], step: Float[Array, " d"]) -> Float[Array, " d"]:
+    """Returns the step, cut to `REACH` of the prior's standard deviations."""
+    length = jnp.max(jnp.abs(solve_lower(chol, step)))
+    return step * (REACH / jnp.maximum(length, REACH))
 
 
 def _best_level(log_density: Float[Array, "k r"], alive: Bool[Array, " k"]) -> Float[Array, " r"]:

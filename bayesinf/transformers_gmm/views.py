@@ -17,7 +17,7 @@ from bayesinf.distributions.gmm import GaussianMixture
 from bayesinf.kalman.extended import absorb
 from bayesinf.kalman.filter import Readings
 from bayesinf.linalg import half_log_det, solve_lower
-from bayesinf.programs.linearize import Quadratic, linearize, sigma_points
+from bayesinf.programs.linearize import LOG_DENSITY_BOUND, Quadratic, linearize, sigma_points
 from bayesinf.programs.state_space import StateSpace
 
 GATE = 0.01
@@ -57,9 +57,9 @@ def view(
         jnp.nan_to_num(residual, nan=-_RESIDUAL_BOUND), -_RESIDUAL_BOUND, _RESIDUAL_BOUND
     )
     weights = np.exp(-0.25 * np.sum(sigma_points(mean.size) ** 2, axis=1))
-    misfit = jnp.sqrt(weights @ residual**2 / np.sum(weights))
+    misfit = root(weights @ residual**2 / np.sum(weights))
     # What rounding alone can do to the log densities is no departure from a quadratic.
-    size = 1 + jnp.minimum(jnp.max(jnp.abs(jnp.nan_to_num(log_densities))), _RESIDUAL_BOUND)
+    size = 1 + jnp.minimum(jnp.max(jnp.abs(jnp.nan_to_num(log_densities))), LOG_DENSITY_BOUND)
     misfit = jnp.maximum(misfit - 64 * jnp.finfo(mean.dtype).eps * size, 0)
 
     dim = mean.size
@@ -134,6 +134,12 @@ def component_features(prior: GaussianMixture, stacks: list[View]) -> Float[Arra
 def component_size(dim: int) -> int:
     """Returns the number of features of a component of `dim` dimensions."""
     return 3 + 3 * dim + dim * (dim - 1) // 2
+
+
+def root(square: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns the square root, whose gradient at 0 is 0 here and not infinite."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
 def gate(misfit: Float[Array, "*n"]) -> Float[Array, "*n"]:

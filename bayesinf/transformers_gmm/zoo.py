@@ -44,6 +44,7 @@ _FIELDS = {
     "figures": dict,
     "sha256": str,
 }
+_ARGUMENTS = {"dim": int, "sensors": list, "width": int, "num_blocks": int, "num_heads": int}
 
 
 def save(
@@ -59,12 +60,8 @@ def save(
         figures: how good it is, numbers by name.
 
     Raises:
-        ValueError: `dt` is no `DistributionTransformer` or holds numbers that are not finite, or
-            `figures` cannot be written as JSON.
+        ValueError: `dt` holds numbers that are not finite, or `figures` cannot be written as JSON.
     """
-    if not isinstance(dt, DistributionTransformer):
-        came = type(dt).__name__
-        raise ValueError(f"dt: a {came} came, a DistributionTransformer was expected")
     leaves = jax.tree_util.tree_flatten_with_path(eqx.filter(dt, eqx.is_array))[0]
     arrays = [np.asarray(leaf) for _, leaf in leaves]
     for (place, _), array in zip(leaves, arrays, strict=True):
@@ -111,16 +108,7 @@ def load(name_or_path: str | Path) -> DistributionTransformer:
             field, what came and what was expected.
     """
     path, header, arrays = _read(name_or_path)
-    given = dict(header["architecture"])
-    came = given.pop("class", None)
-    if came != DistributionTransformer.__name__:
-        raise _error(path, "architecture.class", came, DistributionTransformer.__name__)
-    try:
-        given["sensors"] = tuple(given["sensors"])
-        skeleton = eqx.filter_eval_shape(DistributionTransformer, jax.random.key(0), **given)
-    except (TypeError, ValueError, KeyError) as error:
-        expected = "the arguments of DistributionTransformer"
-        raise _error(path, "architecture", f"{given} ({error})", expected) from None
+    skeleton = _skeleton(path, header["architecture"])
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     places, structure = jax.tree_util.tree_flatten_with_path(shapes)
     if len(arrays) != len(places):
@@ -219,10 +207,28 @@ def _header(path: Path, member: np.ndarray | None) -> dict[str, Any]:
         if not isinstance(value, kind) or isinstance(value, bool):
             came = "none" if field not in header else f"{value!r}"
             raise _error(path, field, came, f"a {kind.__name__}")
-        if field == "format" and not 1 <= value <= FORMAT:
+        if field == "format" and not 1 <= header[field] <= FORMAT:
             by = f" (written by bayesinf {header.get('package')})"
-            raise _error(path, field, f"{value}{by}", f"1 to {FORMAT}; a newer bayesinf reads it")
+            raise _error(
+                path, field, f"{value}{by}", f"at most {FORMAT}, which this older version reads,"
+            )
     return header
+
+
+def _skeleton(path: Path, architecture: dict[str, Any]) -> DistributionTransformer:
+    """Returns the network of an architecture with shapes in place of its arrays."""
+    came = architecture.get("class")
+    if came != DistributionTransformer.__name__:
+        raise _error(path, "architecture.class", came, DistributionTransformer.__name__)
+    given = {name: value for name, value in architecture.items() if name != "class"}
+    if {name: type(value) for name, value in given.items()} != _ARGUMENTS:
+        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in _ARGUMENTS.items())
+        raise _error(path, "architecture", given, expected)
+    given["sensors"] = tuple(given["sensors"])
+    try:
+        return eqx.filter_eval_shape(DistributionTransformer, jax.random.key(0), **given)
+    except ValueError as error:
+        raise _error(path, "architecture", f"{given} ({error})", "a network's") from None
 
 
 def _digest(header: dict[str, Any], arrays: list[np.ndarray]) -> str:

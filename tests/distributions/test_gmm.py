@@ -13,8 +13,8 @@ from bayesinf.types import checked
 
 @pytest.fixture(autouse=True)
 def few_unrolled(monkeypatch):
-    # Unrolled loops compile slowly; two columns are enough of them here, test_linalg has the rest.
-    monkeypatch.setattr(linalg, "UNROLLED", 2)
+    # Unrolled loops compile slowly; test_linalg compares them with the same dense formulae.
+    monkeypatch.setattr(linalg, "UNROLLED", 0)
 
 
 def make(dim, k, empty=False, dtype=float, seed=0):
@@ -46,7 +46,9 @@ def same(mixture, weights, means, covs):
         np.testing.assert_allclose(ours, dense, rtol=1e-10, atol=1e-10)
 
 
-CASES = [(1, 1, False), (2, 1, False), (2, 3, True), (5, 3, False), (32, 3, True)]
+log_prob = jax.jit(GaussianMixture.log_prob)
+
+CASES = [(1, 1, False), (2, 3, True), (5, 1, False), (32, 3, True)]
 
 
 @pytest.mark.parametrize(("dim", "k", "empty"), CASES)
@@ -55,13 +57,15 @@ def test_oracle_density_and_moments(x64, dim, k, empty):
     weights, means, covs = arrays(mixture)
     x = jnp.asarray(2 * np.random.default_rng(1).normal(size=(4, dim)))
     dense = dense_log_prob(weights, means, covs, x)
-    np.testing.assert_allclose(mixture.log_prob(x), dense, rtol=1e-10)
-    np.testing.assert_allclose(mixture.log_prob(x[:, None]), dense[:, None], rtol=1e-10)
-    np.testing.assert_allclose(mixture.to_numpyro().log_prob(x), dense, rtol=1e-10)
+    np.testing.assert_allclose(log_prob(mixture, x), dense, rtol=1e-10)
+    theirs = jax.jit(lambda mixture, x: mixture.to_numpyro().log_prob(x))(mixture, x)
+    np.testing.assert_allclose(theirs, dense, rtol=1e-10)
+    assert jax.eval_shape(mixture.log_prob, x[:, None]).shape == (4, 1)
     mean = weights @ means
     second = np.einsum("k,kij->ij", weights, covs + means[:, :, None] * means[:, None])
     np.testing.assert_allclose(mixture.mean(), mean, atol=1e-12)
-    np.testing.assert_allclose(mixture.covariance(), second - np.outer(mean, mean), atol=1e-10)
+    covariance = jax.jit(GaussianMixture.covariance)(mixture)
+    np.testing.assert_allclose(covariance, second - np.outer(mean, mean), atol=1e-10)
 
 
 def everything(mixture):
@@ -85,7 +89,7 @@ def test_precision_follows_the_input(x64, dim, k, empty, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize(("dim", "k", "empty"), [(1, 1, False), (2, 3, True), (32, 3, True)])
+@pytest.mark.parametrize(("dim", "k", "empty"), [(2, 3, True), (32, 1, False)])
 def test_values_and_gradients_are_finite_under_jit_and_vmap(dim, k, empty):
     def total(mixture):
         out = everything(mixture)
@@ -98,38 +102,43 @@ def test_values_and_gradients_are_finite_under_jit_and_vmap(dim, k, empty):
     assert all((leaf != 0).any() for leaf in jax.tree.leaves((gradients.means, gradients.chols)))
 
 
-@pytest.mark.parametrize(("dim", "k", "empty"), CASES[2:])
+@pytest.mark.parametrize(("dim", "k", "empty"), CASES[1:])
 def test_oracle_marginal_and_condition(x64, dim, k, empty):
     mixture = make(dim, k, empty)
     weights, means, covs = arrays(mixture)
-    a, b = [1, 0], [i for i in range(dim) if i > 1] or [1]
-    a = a if dim > 2 else [0]
-    block = np.ix_(range(k), a, a)
-    same(mixture.marginal(a), weights, means[:, a], covs[block])
+    a = np.array([1, 0] if dim > 2 else [1])
+    b = np.setdiff1d(np.arange(dim), a)
+
+    def block(rows, columns):
+        return covs[np.ix_(range(k), rows, columns)]
+
+    marginal = jax.jit(lambda mixture: mixture.marginal(a.tolist()))(mixture)
+    same(marginal, weights, means[:, a], block(a, a))
 
     x = jnp.asarray(np.random.default_rng(1).normal(size=dim))
-    a, b = np.array(a), np.array(b)
-    posterior, log_evidence = mixture.condition(a.tolist(), x[a])
-    gain = covs[np.ix_(range(k), b, a)] @ np.linalg.inv(covs[block])
-    conditional_means = means[:, b] + np.einsum("kij,kj->ki", gain, x[a] - means[:, a])
-    conditional_covs = covs[np.ix_(range(k), b, b)] - gain @ covs[np.ix_(range(k), a, b)]
-    logs = [
-        multivariate_normal(m[a], c[np.ix_(a, a)]).logpdf(x[a])
-        for m, c in zip(means, covs, strict=True)
+    condition = jax.jit(lambda mixture, value: mixture.condition(a.tolist(), value))
+    posterior, log_evidence = condition(mixture, x[a])
+    gain = block(b, a) @ np.linalg.inv(block(a, a))
+    likelihoods = [
+        multivariate_normal(m, c).pdf(x[a]) for m, c in zip(means[:, a], block(a, a), strict=True)
     ]
-    unnormalised = weights * np.exp(logs)
-    same(posterior, unnormalised / unnormalised.sum(), conditional_means, conditional_covs)
-    joint = log_evidence + posterior.log_prob(x[b])
-    np.testing.assert_allclose(joint, mixture.log_prob(x), rtol=1e-10)
-    np.testing.assert_allclose(
-        log_evidence, mixture.marginal(a.tolist()).log_prob(x[a]), rtol=1e-10
+    joint_weights = weights * likelihoods
+    same(
+        posterior,
+        joint_weights / joint_weights.sum(),
+        means[:, b] + np.einsum("kij,kj->ki", gain, x[a] - means[:, a]),
+        block(b, b) - gain @ block(a, b),
     )
-    with pytest.raises(AssertionError):  # negative control: the weights of the prior
-        same(mixture, weights, means, covs + 1e-6)
-    with pytest.raises(AssertionError):
-        prior_weights = GaussianMixture(mixture.log_weights, posterior.means, posterior.chols)
-        joint = log_evidence + prior_weights.log_prob(x[b])
-        np.testing.assert_allclose(joint, mixture.log_prob(x), rtol=1e-10)
+
+    def check_joint(posterior, log_evidence):
+        joint = log_evidence + log_prob(posterior, x[b])
+        np.testing.assert_allclose(joint, log_prob(mixture, x), rtol=1e-10)
+        np.testing.assert_allclose(log_evidence, log_prob(marginal, x[a]), rtol=1e-10)
+
+    check_joint(posterior, log_evidence)
+    unconditioned = jax.jit(lambda mixture: mixture.marginal(b.tolist()))(mixture)
+    with pytest.raises(AssertionError):  # negative control: a posterior that ignores the value
+        check_joint(unconditioned, log_evidence)
 
 
 @pytest.mark.parametrize(("dim", "k", "empty"), CASES)
@@ -137,35 +146,33 @@ def test_oracle_push_and_update(x64, dim, k, empty):
     mixture = make(dim, k, empty)
     weights, means, covs = arrays(mixture)
     rng = np.random.default_rng(1)
-    matrix, offset = rng.normal(size=(dim, dim)), rng.normal(size=dim)
-    for columns in (0, 1, dim):  # none, singular, full
-        noise = rng.normal(size=(dim, columns))
+    matrix, offset = jnp.asarray(rng.normal(size=(dim, dim))), jnp.asarray(rng.normal(size=dim))
+    for columns in (0, 1):  # none and, from dim = 2 on, singular
+        noise = jnp.asarray(rng.normal(size=(dim, columns)))
+        pushed = jax.jit(GaussianMixture.push)(mixture, matrix, offset, noise)
         moved = matrix @ covs @ matrix.T + noise @ noise.T
-        same(
-            mixture.push(*map(jnp.asarray, (matrix, offset, noise))),
-            weights,
-            means @ matrix.T + offset,
-            moved,
-        )
+        same(pushed, weights, means @ matrix.T + offset, moved)
+    with pytest.raises(AssertionError):  # negative control: the noise forgotten
+        same(pushed, weights, means @ matrix.T + offset, matrix @ covs @ matrix.T)
 
     m = min(dim, 2)
-    matrix, value = rng.normal(size=(m, dim)), rng.normal(size=m)
-    noise_chol = 0.5 * np.eye(m)
-    posterior, log_evidence = mixture.update(*map(jnp.asarray, (matrix, value, noise_chol)))
+    matrix, value = jnp.asarray(rng.normal(size=(m, dim))), jnp.asarray(rng.normal(size=m))
+    update = jax.jit(GaussianMixture.update)
+    posterior, log_evidence = update(mixture, matrix, value, 0.5 * jnp.eye(m))
     innovation = matrix @ covs @ matrix.T + 0.25 * np.eye(m)
     gain = covs @ matrix.T @ np.linalg.inv(innovation)
     predicted = means @ matrix.T
-    logs = [
-        multivariate_normal(p, s).logpdf(value) for p, s in zip(predicted, innovation, strict=True)
+    likelihoods = [
+        multivariate_normal(p, s).pdf(value) for p, s in zip(predicted, innovation, strict=True)
     ]
-    unnormalised = weights * np.exp(logs)
+    joint_weights = weights * likelihoods
     same(
         posterior,
-        unnormalised / unnormalised.sum(),
+        joint_weights / joint_weights.sum(),
         means + np.einsum("kij,kj->ki", gain, value - predicted),
         covs - gain @ matrix @ covs,
     )
-    np.testing.assert_allclose(log_evidence, np.log(unnormalised.sum()), rtol=1e-10)
+    np.testing.assert_allclose(log_evidence, np.log(joint_weights.sum()), rtol=1e-10)
 
 
 def test_stat_kl_of_two_gaussians_against_the_closed_form(key):
@@ -178,19 +185,20 @@ def test_stat_kl_of_two_gaussians_against_the_closed_form(key):
         gap = np.linalg.solve(q.chols[0], p.means[0] - q.means[0])
         return 0.5 * (np.sum(ratio**2) + gap @ gap - 2 - 2 * np.log(np.linalg.det(ratio)))
 
-    estimate, standard_error = p.kl(key, q)
+    kl = jax.jit(lambda key, p, q: p.kl(key, q))
+    estimate, standard_error = kl(key, p, q)
     assert 0 < standard_error < 0.02
     assert abs(estimate - closed(p, q)) < 4 * standard_error
     assert abs(estimate - closed(q, p)) > 4 * standard_error  # negative control
-    assert abs(p.kl(key, q.to_numpyro())[0] - estimate) < 1e-4
+    theirs, _ = jax.jit(lambda key, p, q: p.kl(key, q.to_numpyro()))(key, p, q)
+    assert abs(theirs - estimate) < 1e-4
 
 
-@pytest.mark.parametrize(("dim", "k", "empty"), [(2, 1, False), (5, 3, True)])
-def test_stat_sample_moments(key, dim, k, empty):
+def test_stat_sample_moments(key):
     """z-scores of every first and second moment; false alarm at 5 below 2e-5 in all."""
-    mixture = make(dim, k, empty, "float32")
-    n = 20_000
-    x = np.asarray(mixture.sample(key, (n,)), "float64")
+    dim, n = 5, 20_000
+    mixture = make(dim, 3, True, "float32")
+    x = np.asarray(jax.jit(lambda key: mixture.sample(key, (n,)))(key), "float64")
 
     def largest_z(mean, covariance):
         centred = x - mean
@@ -202,8 +210,8 @@ def test_stat_sample_moments(key, dim, k, empty):
 
     assert largest_z(np.asarray(mixture.mean()), np.asarray(mixture.covariance())) < 5
     assert largest_z(np.asarray(mixture.mean()), 1.1 * np.asarray(mixture.covariance())) > 5
-    assert mixture.sample(key).shape == (dim,)
-    assert mixture.sample(key, (2, 3)).shape == (2, 3, dim)
+    assert jax.eval_shape(mixture.sample, key).shape == (dim,)
+    assert jax.eval_shape(lambda key: mixture.sample(key, (2, 3)), key).shape == (2, 3, dim)
 
 
 @pytest.mark.parametrize(
@@ -254,5 +262,4 @@ def test_bad_arguments_are_refused_by_name(key):
         mixture.condition([0, 1, 2], jnp.zeros(3))
     with pytest.raises(ValueError, match="num_samples: 1 came"):
         mixture.kl(key, mixture, 1)
-    np.testing.assert_array_equal(mixture.marginal([-1]).means, mixture.marginal([2]).means)
-    assert mixture.condition([-1], jnp.zeros(1))[0].dim == 2
+    assert jax.eval_shape(lambda m: m.condition([-1], jnp.zeros(1))[0], mixture).dim == 2

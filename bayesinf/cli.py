@@ -1,0 +1,174 @@
+"""The command line: `bayesinf fuse` localises a robot, `bayesinf train` makes a shipped network."""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bayesinf.fusion.log import SHIPPED, Log, LogError, first_ranges, read_log, truth_at
+
+QUICK_RANGES = 800
+TRAINED_ON = {
+    "robot": (
+        "simulated logs of a wheeled robot among beacons, with random layouts, noises, biases, "
+        "gaps, outliers, speeds and pauses"
+    ),
+    "range-bearing-4d": "simulated series of the range-bearing tracking problem, 100 steps each",
+}
+
+
+class CommandError(ValueError):
+    """A command that cannot be carried out; one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status of the command line `argv`: 2 for bad input, after one line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except (LogError, CommandError) as error:
+        print(f"bayesinf: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bayesinf", description="Approximate Bayesian inference.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    fuse = commands.add_parser(
+        "fuse",
+        help="localise a robot from its odometry and ranges",
+        description="Localises a robot from its odometry and ranges, and compares the methods.",
+    )
+    fuse.set_defaults(command=_fuse)
+    fuse.add_argument(
+        "log",
+        metavar="LOG",
+        nargs="?",
+        help="an .npz archive, or a folder with odometry.csv, ranges.csv, beacons.csv and "
+        "optionally truth.csv (default: the log of a robot mower that ships)",
+    )
+    fuse.add_argument(
+        "--start",
+        choices=["unknown", "known"],
+        help="whether the first pose is told (default: known if the truth covers it)",
+    )
+    fuse.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where track.csv, summary.json and track.png go (default: out/ and the log's name)",
+    )
+    fuse.add_argument("--quick", action="store_true", help=f"only the first {QUICK_RANGES} ranges")
+
+    train = commands.add_parser(
+        "train",
+        help="train a shipped network again",
+        description="Trains a shipped network again from a seed, on simulated data.",
+    )
+    train.set_defaults(command=_train)
+    train.add_argument("network", choices=list(TRAINED_ON))
+    train.add_argument(
+        "--out", metavar="FILE", help="where the network goes (default: out/ and its name)"
+    )
+    train.add_argument("--seed", metavar="N", type=_seed, default=0, help="(default: 0)")
+    train.add_argument(
+        "--checkpoint", metavar="FILE", help="written as it trains; a killed run goes on from it"
+    )
+    return parser
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+        raise argparse.ArgumentTypeError(f"{seed}; expected 0 to {2**32 - 1}")
+    return seed
+
+
+def _fuse(arguments: argparse.Namespace) -> None:
+    log = read_log(arguments.log)
+    for warning in log.warnings:
+        print(f"bayesinf: warning: {warning}", file=sys.stderr)
+    if arguments.quick:
+        log = first_ranges(log, QUICK_RANGES)
+    pose = None if arguments.start == "unknown" else _true_start(log)
+    if arguments.start == "known" and pose is None:
+        raise CommandError(
+            f"{arguments.log or SHIPPED}: --start known: no truth at the start, "
+            f"{log.start_t:.10g} s; expected truth that covers it, or --start unknown"
+        )
+    out = Path("out", log.name) if arguments.out is None else Path(arguments.out)
+
+    from bayesinf.fusion import methods, report
+    from bayesinf.plots.fusion import track_figure
+
+    _check_writable(out, report.FILES, "--out")
+    tracks = methods.run_methods(log, pose)
+    summary = report.summary(log, "unknown" if pose is None else "known", tracks)
+    print(report.table(summary))
+    try:
+        report.write(out, log, tracks, summary, track_figure(log, tracks, summary))
+    except OSError as error:
+        came = error.strerror or error
+        raise CommandError(f"{out}: --out: {came}; expected a writable folder") from error
+    print("\n" + "\n".join(str(out / name) for name in report.FILES))
+
+
+def _true_start(log: Log) -> np.ndarray | None:
+    """Returns the true pose (x m, y m, heading rad) at the log's start, None if it is unknown."""
+    if log.truth_t is None:
+        return None
+    xy, heading = truth_at(log, np.array([log.start_t]))
+    pose = np.array([*xy[0], heading[0]])
+    return None if np.isnan(pose).any() else pose
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    name = arguments.network
+    out = Path("out", f"{name}.npz") if arguments.out is None else Path(arguments.out)
+    _check_writable(out.parent, (out.name,), "--out")
+    if arguments.checkpoint is not None:
+        checkpoint = Path(arguments.checkpoint)
+        _check_writable(checkpoint.parent, (checkpoint.name,), "--checkpoint")
+
+    import jax
+
+    from bayesinf.fusion.train import train_range_bearing, train_robot
+    from bayesinf.transformers_gmm import zoo
+
+    run = {"robot": train_robot, "range-bearing-4d": train_range_bearing}[name]
+    start = time.perf_counter()
+    try:
+        network, history = run(jax.random.key(arguments.seed), checkpoint=arguments.checkpoint)
+        figures = {
+            "validation_loss": float(np.nanmin(history.score)),
+            "chunks": len(history.score),
+            "skipped_steps": int(np.sum(history.skipped)),
+            "minutes": round((time.perf_counter() - start) / 60, 1),
+        }
+        command = f"bayesinf train {name} --seed {arguments.seed}"
+        trained_on = TRAINED_ON[name]
+        zoo.save(out, network, trained_on=trained_on, command=command, figures=figures)
+    except (OSError, ValueError, FloatingPointError) as error:
+        raise CommandError(f"train {name}: {error}") from error
+    print(", ".join(f"{figure.replace('_', ' ')} {value:g}" for figure, value in figures.items()))
+    print(out)
+
+
+def _check_writable(folder: Path, files: Sequence[str], option: str) -> None:
+    """Makes the folder and checks that the files can be written, before the work that fills it."""
+    where = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for where in (folder / name for name in files):
+            if where.is_dir():
+                raise IsADirectoryError(0, "Is a directory")
+    except (OSError, ValueError) as error:  # ValueError at a null byte in the name
+        came = getattr(error, "strerror", None) or str(error)
+        raise CommandError(f"{where}: {option}: {came}; expected a path to write to") from error
