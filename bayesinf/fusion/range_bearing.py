@@ -17,6 +17,8 @@ NOISE = np.kron(np.eye(2), np.array([[0.1], [0.2]]))
 START = np.array([1.0, 0, 1, 0])
 MAX_RANGE = 20.0
 BEARING_SD = 0.1
+# What the shipped network was trained with; it takes any other number.
+NUM_COMPONENTS = 6
 
 
 class RangeFinder(dist.MixtureGeneral):

@@ -36,7 +36,7 @@ def train_range_bearing(
     *,
     num_chunks: int = 240,
     steps_per_chunk: int = 16,
-    num_components: int = 6,
+    num_components: int = range_bearing.NUM_COMPONENTS,
     num_logs: int = 96,
     length: int = 100,
     checkpoint: str | Path | None = None,

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from bayesinf.distributions.gmm import GaussianMixture
 from bayesinf.kalman.filter import Info, Method, Readings, reweighted
-from bayesinf.linalg import half_log_det, posterior_factor, triangularize
+from bayesinf.linalg import triangularize
 from bayesinf.programs.linearize import Quadratic, linearize
 from bayesinf.programs.state_space import Frame, StateSpace
 
@@ -59,10 +59,8 @@ def absorb(
     score = sum(jnp.sum(stack.score, axis=0) for stack in stacks)
     factor = jnp.concatenate([stack.factor.reshape(-1, mean.size) for stack in stacks])
     level = sum(jnp.sum(stack.log_density) for stack in stacks)
-    posterior = posterior_factor(factor)
-    whitened = posterior.T @ score
-    log_mass = level + 0.5 * whitened @ whitened + half_log_det(posterior)
-    return mean + chol @ (posterior @ whitened), chol @ posterior, log_mass
+    shift, posterior, log_mass = Quadratic(level, score, factor).condition()
+    return mean + chol @ shift, chol @ posterior, log_mass
 
 
 def update(

@@ -6,7 +6,8 @@ With x = mean + chol z, the log density of a reading is replaced by
 
 whose information `factor^T factor` is positive semi-definite by construction. It is the Fisher
 information (or an observed bound on it) where the reading's family has one, else the Hessian
-projected on the positive semi-definite cone, else second differences at sigma points. The extended
+projected on the positive semi-definite cone, else second differences at sigma points; for a mixture
+of families the average of theirs, each by its share of the evidence. The extended
 Kalman filter and the Distribution Transformer both stand on it; no rule knows a sensor's name.
 """
 
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, PyTree
+
+from bayesinf.linalg import half_log_det, posterior_factor
 
 # Whitened scores and factors beyond these mean that prior and data contradict each other by more
 # than single precision can say; the bounds keep the squares of both finite.
@@ -46,6 +49,17 @@ class Quadratic(NamedTuple):
     def __call__(self, z: Float[Array, " d"]) -> Float[Array, ""]:
         return self.log_density + self.score @ z - 0.5 * jnp.sum((self.factor @ z) ** 2)
 
+    def condition(self) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, ""]]:
+        """Returns mean and Cholesky factor of the standard normal times the exponential of the
+        quadratic, and the log of the product's total mass.
+
+        Law: exact; the product is Gaussian.
+        """
+        posterior = posterior_factor(self.factor)
+        whitened = posterior.T @ self.score
+        log_mass = self.log_density + 0.5 * whitened @ whitened + half_log_det(posterior)
+        return posterior @ whitened, posterior, log_mass
+
 
 def linearize(
     sensor: Callable,
@@ -59,23 +73,53 @@ def linearize(
     Law: exact where the log density is quadratic in the state. Numbers that are not finite (a
     sensor at a singular point) become a flat quadratic, which leaves the component as it is.
     """
-    from bayesinf.programs.numpyro import coordinates
 
-    def distribution(z):
+    def distribution(z: Float[Array, " d"]):
         return sensor(mean + chol @ z, context)
+
+    return _quadratic(distribution, value, jnp.zeros_like(mean))
+
+
+def _quadratic(distribution: Callable, value, origin: Float[Array, " d"]) -> Quadratic:
+    from bayesinf.programs.numpyro import coordinates, parts
+
+    mixed = parts(distribution(origin))
+    if mixed is not None:
+        return _mixed(distribution, len(mixed), value, origin)
 
     def log_density(z):
         return jnp.sum(distribution(z).log_prob(value))
 
-    origin = jnp.zeros_like(mean)
     level, score = jax.value_and_grad(log_density)(origin)
     family = coordinates(distribution(origin), value)
     if family is None:
-        factor = _curvature(log_density, origin)
-    else:
-        jacobian = jax.jacfwd(lambda z: coordinates(distribution(z), value)[0])(origin)  # pyright: ignore[reportOptionalSubscript]
-        factor = jnp.sqrt(family[1])[:, None] * jacobian
-    return bounded(Quadratic(level, score, factor))
+        return bounded(Quadratic(level, score, _curvature(log_density, origin)))
+    jacobian = jax.jacfwd(lambda z: coordinates(distribution(z), value)[0])(origin)  # pyright: ignore[reportOptionalSubscript]
+    return bounded(Quadratic(level, score, jnp.sqrt(family[1])[:, None] * jacobian))
+
+
+def _mixed(distribution: Callable, num: int, value, origin: Float[Array, " d"]) -> Quadratic:
+    """Returns the average of a mixture's quadratics, each by its share of the evidence.
+
+    The shares are those over the whole component, not at its mean: a broad component whose mean a
+    reading misses by many of the reading's own standard deviations may still explain it. The
+    average is the variational lower bound on the mixture's log density at these shares (Jensen).
+    """
+    from bayesinf.programs.numpyro import parts
+
+    def part(index: int) -> Quadratic:
+        level, score = jax.value_and_grad(lambda z: parts(distribution(z))[index][0])(origin)
+        inner = _quadratic(lambda z: parts(distribution(z))[index][1], value, origin)
+        return Quadratic(inner.log_density + level, inner.score + score, inner.factor)
+
+    quadratics = [part(index) for index in range(num)]
+    log_masses = jnp.stack([quadratic.condition()[2] for quadratic in quadratics])
+    share = jax.nn.softmax(log_masses)
+    level = sum(s * q.log_density for s, q in zip(share, quadratics, strict=True))
+    score = sum(s * q.score for s, q in zip(share, quadratics, strict=True))
+    factors = [jnp.sqrt(s) * q.factor for s, q in zip(share, quadratics, strict=True)]
+    entropy = jnp.sum(jax.scipy.special.entr(share))
+    return bounded(Quadratic(level + entropy, score, jnp.concatenate(factors)))
 
 
 def _curvature(log_density: Callable, origin: Float[Array, " d"]) -> Float[Array, "d d"]:

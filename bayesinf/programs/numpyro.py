@@ -22,9 +22,7 @@ def coordinates(distribution: Any, value: Float[Array, "..."]) -> Coordinates | 
     """Returns p coordinates of a family's parameters and the information in each, or None.
 
     The information is the Fisher information in these coordinates, or, where the reading is so
-    surprising that a step with it would overshoot, the larger observed one. For a mixture it is
-    that of the complete data, weighted by the responsibilities, as in the EM algorithm: positive
-    semi-definite whatever was read, and small for a reading that a component does not explain.
+    surprising that a step with it would overshoot, the larger observed one.
     """
     del distribution, value
     return None
@@ -171,19 +169,9 @@ def _(distribution, value):
     return coordinates(distribution.base_dist, value)
 
 
-@coordinates.register(dist.MixtureGeneral)
-def _(distribution, value):
-    return _mixture(distribution, distribution.component_distributions, value)
-
-
-def _mixture(distribution, components, value) -> Coordinates | None:
-    parts = [coordinates(component, value) for component in components]
-    log_joint = distribution.component_log_probs(value)
-    share = jax.nn.softmax(jnp.where(jnp.isnan(log_joint), -jnp.inf, log_joint), axis=-1)
-    if share.ndim > 1:
+def parts(distribution: Any) -> list[tuple[Float[Array, ""], Any]] | None:
+    """Returns log weight and distribution of each part of a scalar mixture, None for the rest."""
+    if not isinstance(distribution, dist.MixtureGeneral) or distribution.batch_shape != ():
         return None
-    pairs = [(jax.nn.log_softmax(distribution.mixing_distribution.logits), share)]
-    for index, part in enumerate(parts):
-        if part is not None:
-            pairs.append((part[0], share[..., index] * part[1]))
-    return _joined(pairs)
+    log_weights = jax.nn.log_softmax(distribution.mixing_distribution.logits)
+    return list(zip(log_weights, distribution.component_distributions, strict=True))

@@ -61,6 +61,7 @@ def view(
     # What rounding alone can do to the log densities is no departure from a quadratic.
     size = 1 + jnp.minimum(jnp.max(jnp.abs(jnp.nan_to_num(log_densities))), LOG_DENSITY_BOUND)
     misfit = jnp.maximum(misfit - 64 * jnp.finfo(mean.dtype).eps * size, 0)
+    misfit = _above(misfit, _rounding(quadratic, nodes, mean, chol))
 
     dim = mean.size
     information = (quadratic.factor.T @ quadratic.factor)[np.tril_indices(dim)]
@@ -75,6 +76,26 @@ def view(
         ]
     )
     return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), View(quadratic, misfit, features))
+
+
+def _rounding(
+    quadratic: Quadratic,
+    nodes: Float[Array, "s d"],
+    mean: Float[Array, " d"],
+    chol: Float[Array, "d d"],
+) -> Float[Array, ""]:
+    """Returns how far the rounding of the state itself can move the log density, in nats."""
+    slopes = quadratic.score - (nodes @ quadratic.factor.T) @ quadratic.factor
+    # By the state: inv(chol^T), a lower triangle once rows and columns are reversed.
+    slopes = solve_lower(chol.T[::-1, ::-1], slopes.T[::-1])[::-1]
+    most = jnp.max(jnp.abs(mean) @ jnp.abs(slopes))
+    return 8 * jnp.finfo(mean.dtype).eps * jnp.minimum(most, LOG_DENSITY_BOUND)
+
+
+def _above(misfit: Float[Array, ""], rounding: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns the misfit where it is well above what rounding can do, and nearly 0 below."""
+    square = misfit**2
+    return misfit * (square / (square + rounding**2 + jnp.finfo(misfit.dtype).tiny)) ** 2
 
 
 def views(

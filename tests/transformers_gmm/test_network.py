@@ -156,6 +156,24 @@ def test_oracle_readings_far_from_the_prior_are_answered_exactly():
         assert errors(posterior, exact)[2] < 1e-5
 
 
+def test_far_from_the_origin_rounding_opens_no_gate():
+    # The state is known to 1e-4 there, a linearised update of it no better.
+    dt, model = wild(4), linear_model(4)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        prior, readings = mixture(rng, 5, 4), linear_readings(rng, 4)
+        far = GaussianMixture(prior.log_weights, prior.means + 1000, prior.chols)
+        row, pair = readings["range"], readings["pair"]
+        readings = {
+            "range": row._replace(value=row.value + 1000 * row.context["row"].sum(1)),
+            "pair": pair._replace(value=pair.value + 1000 * pair.context["matrix"].sum(2)),
+        }
+        posterior = update(dt, model, far, readings)[0]
+        linearised, _ = eqx.filter_jit(extended.update)(model, far, readings)
+        assert errors(posterior, linearised)[0] < 1e-4
+        assert errors(posterior, linearised)[1:].max() < 1e-3
+
+
 def test_oracle_without_the_gate_nothing_is_exact(monkeypatch):
     monkeypatch.setattr(network, "gate", jnp.ones_like)
     rng = np.random.default_rng(0)
