@@ -1,6 +1,7 @@
 """The command line: `bayesinf fuse` localises a robot, `bayesinf train` makes a shipped network."""
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -107,6 +108,7 @@ def _fuse(arguments: argparse.Namespace) -> None:
     from bayesinf.plots.fusion import track_figure
 
     _check_writable(out, report.FILES, "--out")
+    _keep_compiled_programs()
     tracks = methods.run_methods(log, pose)
     summary = report.summary(log, "unknown" if pose is None else "known", tracks)
     print(report.table(summary))
@@ -116,6 +118,15 @@ def _fuse(arguments: argparse.Namespace) -> None:
         came = error.strerror or error
         raise CommandError(f"{out}: --out: {came}; expected a writable folder") from error
     print("\n" + "\n".join(str(out / name) for name in report.FILES))
+
+
+def _keep_compiled_programs() -> None:
+    """Keeps what JAX compiles in the user's cache folder, so that a second run need not again."""
+    import jax
+
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(Path(home, "bayesinf")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _true_start(log: Log) -> np.ndarray | None:

@@ -6,11 +6,13 @@ and positive definiteness survives single precision.
 
 Matrices of up to `UNROLLED` columns are reduced by unrolled loops, which XLA fuses over a batch.
 LAPACK, called once a matrix, is slower there, and on few cores XLA's CPU client (jaxlib 0.10) can
-lock up when a large program calls it from within its own thread pool.
+lock up when a large program calls it from within its own thread pool. The barriers keep XLA from
+fusing a recurrence into each of its uses, which would compute, and compile, every step many times.
 """
 
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import optimization_barrier
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float
 
@@ -22,11 +24,13 @@ def solve_lower(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Arr
     dim = chol.shape[0]
     if dim > UNROLLED:
         return solve_triangular(chol, b, lower=True)
-    rows = []
-    for i in range(dim):
-        known = sum(chol[i, j] * rows[j] for j in range(i))
-        rows.append((b[i] - known) / chol[i, i])
-    return jnp.stack(rows)
+    diagonal = jnp.diagonal(chol)[:, None]
+    unit, scaled = chol / diagonal, b.reshape(dim, -1) / diagonal
+    solved = scaled[:1]
+    for i in range(1, dim):
+        row = scaled[i] - unit[i, :i] @ solved
+        solved = optimization_barrier(jnp.concatenate([solved, row[None]]))
+    return solved.reshape(b.shape)
 
 
 def half_log_det(chol: Float[Array, "d d"]) -> Float[Array, ""]:
@@ -62,7 +66,10 @@ def posterior_factor(information: Float[Array, "m d"]) -> Float[Array, "d d"]:
 
 
 def _upper(matrix: Float[Array, "m d"]) -> Float[Array, "d d"]:
-    """Returns the triangle R of the QR decomposition with a positive diagonal, m >= d."""
+    """Returns the triangle R of the QR decomposition with a positive diagonal, m >= d.
+
+    Up to `UNROLLED` columns a column of zeros stays one, diagonal too, and gradients stay finite.
+    """
     dim = matrix.shape[1]
     if dim > UNROLLED:
         upper = jnp.linalg.qr(matrix, mode="r")
@@ -72,11 +79,13 @@ def _upper(matrix: Float[Array, "m d"]) -> Float[Array, "d d"]:
     for i in range(dim):
         # Householder: reflect the first column onto its first axis, then drop row and column.
         column, rest = matrix[:, 0], matrix[:, 1:]
-        norm = jnp.sqrt(jnp.sum(column**2))
+        square = jnp.sum(column**2)
+        empty = square < jnp.finfo(matrix.dtype).tiny  # nothing to reflect, and no slope at 0
+        norm = jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, square)))
         sign = jnp.where(column[0] < 0, -1, 1).astype(matrix.dtype)
         reflector = jnp.concatenate([column[:1] + sign * norm, column[1:]])
-        half_square = norm * (norm + jnp.abs(column[0]))
+        half_square = jnp.where(empty, 1, norm * (norm + jnp.abs(column[0])))
         rest = rest - reflector[:, None] * (reflector @ rest / half_square)
         rows.append(jnp.concatenate([jnp.zeros(i, matrix.dtype), norm[None], -sign * rest[0]]))
-        matrix = rest[1:]
+        matrix = optimization_barrier(rest[1:])
     return jnp.stack(rows)

@@ -39,6 +39,28 @@ def test_triangularize_keeps_single_precision_positive_definite():
     assert jnp.isnan(jnp.linalg.cholesky(factor @ factor.T)).any()
 
 
+def test_oracle_a_row_of_zeros_stays_one_and_has_finite_gradients(x64):
+    spread = jax.random.normal(jax.random.key(0), (4, 6))
+    weights = jnp.arange(16.0).reshape(4, 4)
+
+    def gradient(square_root):
+        return jax.jit(jax.grad(lambda f: jnp.sum(weights * (square_root(f) @ square_root(f).T))))
+
+    for empty in range(4):
+        factor = spread.at[empty].set(0)
+        chol = triangularize(factor)
+        assert (chol[empty] == 0).all()
+        np.testing.assert_allclose(chol @ chol.T, factor @ factor.T, rtol=1e-10, atol=1e-12)
+        got = gradient(triangularize)(factor)
+        assert jnp.isfinite(got).all()
+        # The norm of the empty row itself has no slope at 0.
+        others = np.arange(4) != empty
+        expected = gradient(lambda factor: factor)(factor)[others]
+        np.testing.assert_allclose(got[others], expected, rtol=1e-8, atol=1e-10)
+        # Negative control: LAPACK's triangle has no gradient here.
+        assert not jnp.isfinite(gradient(lambda f: jnp.linalg.qr(f.T, mode="r").T)(factor)).all()
+
+
 def test_too_few_columns_are_refused():
     with pytest.raises(ValueError, match=r"factors: .* 2 columns came for 3 rows"):
         triangularize(jnp.ones((3, 1)), jnp.ones((3, 1)))

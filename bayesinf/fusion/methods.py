@@ -26,6 +26,8 @@ from bayesinf.types import Key
 
 # An unknown start is wide for this many ranges, then narrows to a fixed number of components.
 WIDE_RANGES, NARROW, FEW = 24, 48, 8
+# The ranges that are filtered in one call.
+BLOCK = 256
 NUM_PARTICLES, NUM_START_PARTICLES, NUM_FIT_PARTICLES = 5_000, 100_000, 1_000
 WIDE_PARTICLE_RANGES = 300
 # Noise is fitted on the first quarter of the ranges, in so many evaluations of a search.
@@ -47,6 +49,18 @@ class Track(NamedTuple):
     chols: Float[np.ndarray, "t k 2 2"]
     log_scores: Float[np.ndarray, " t"]
     us_per_update: float
+
+
+class Sizes(NamedTuple):
+    """How many components a filter goes on with.
+
+    Attributes:
+        narrow: after the first `WIDE_RANGES` ranges of a start that is wider.
+        few: once place and heading are found.
+    """
+
+    narrow: int
+    few: int
 
 
 def predictive(model: StateSpace, belief: GaussianMixture, frame: Frame) -> Float[Array, ""]:
@@ -93,26 +107,62 @@ def timed(function: Callable, *arguments):
 
 
 def filter_track(
-    method: Method, model: StateSpace, frames: Frame, belief: GaussianMixture, few: int
+    method: Method, model: StateSpace, frames: Frame, belief: GaussianMixture, sizes: Sizes
 ) -> Track:
-    """Returns the track of a filter on mixtures that narrows a wide start to `few` components."""
+    """Returns the track of a filter on mixtures, which goes on with fewer components as it learns.
+
+    The log is run in blocks of one shape, so that each number of components compiles once.
+    """
     total = frames.elapsed.shape[0]
-    wide = min(WIDE_RANGES, total) if belief.num_components > few else 0
-    pieces, seconds = [], 0.0
-    for part in (slice(0, wide), slice(wide, total)):
-        if part.start == part.stop:
-            continue
-        chunk = jax.tree.map(lambda leaf, part=part: leaf[part], frames)
-        (belief, piece), took = timed(partial(follow, method), model, chunk, belief)
-        belief = eqx.filter_jit(reduce)(belief, few, model.angles)
-        pieces.append(piece)
-        seconds += took
+    pieces, seconds, compiled, begin = [], 0.0, {}, 0
+    while begin < total:
+        wide = belief.num_components > sizes.narrow
+        length = WIDE_RANGES if wide else BLOCK
+        block = _padded(_cut(frames, begin, begin + length), length)
+        if belief.num_components not in compiled:
+            program = eqx.filter_jit(partial(follow, method)).lower(model, block, belief)
+            compiled[belief.num_components] = program.compile()
+        start = time.perf_counter()
+        belief, piece = jax.block_until_ready(compiled[belief.num_components](model, block, belief))
+        seconds += time.perf_counter() - start
+        pieces.append([np.asarray(leaf)[: total - begin] for leaf in piece])
+        begin += length
+        if wide:
+            belief = _reduced(belief, sizes.narrow, model.angles)
+        elif belief.num_components > sizes.few and concentrated(belief):
+            belief = _reduced(belief, sizes.few, model.angles)
     width = max(piece[0].shape[1] for piece in pieces)
-    log_weights, means, chols, log_scores = (
-        np.concatenate(leaves)
-        for leaves in zip(*(_pad(piece, width) for piece in pieces), strict=True)
-    )
+    leaves = zip(*(_pad(piece, width) for piece in pieces), strict=True)
+    log_weights, means, chols, log_scores = map(np.concatenate, leaves)
     return Track(log_weights, means, chols, log_scores, 1e6 * seconds / total)
+
+
+_reduced = eqx.filter_jit(reduce)
+
+
+def concentrated(belief: GaussianMixture) -> bool:
+    """Returns whether the belief has found place (within metres) and heading of the robot."""
+    weights = jnp.exp(belief.log_weights)
+    heading = jnp.abs(weights @ jnp.exp(1j * belief.means[:, robot.HEADING]))
+    spread = jnp.linalg.norm(belief.marginal([0, 1]).chol())
+    return bool((heading > 0.95) & (spread < 2.0))
+
+
+def _padded(frames: Frame, length: int) -> Frame:
+    """Returns the frames with empty ones behind, in which nothing moves and nothing is read."""
+    missing = length - frames.elapsed.shape[0]
+
+    def repeat(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)])
+
+    def zeros(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
+
+    readings = {
+        name: jax.tree.map(repeat, reading)._replace(mask=zeros(reading.mask))
+        for name, reading in frames.readings.items()
+    }
+    return Frame(zeros(frames.elapsed), jax.tree.map(zeros, frames.input), readings)
 
 
 def _pad(piece, width: int):
@@ -184,14 +234,14 @@ class Setting(NamedTuple):
     Attributes:
         frames: one for every range.
         start: from the noise to the belief before the first frame.
-        few: components to go on with after a wide start.
+        sizes: components to go on with.
         fit_frames: the ranges that noise is fitted on.
         fit_start: from the noise to the belief before the first of those.
     """
 
     frames: Frame
     start: Callable[[robot.Noise], GaussianMixture]
-    few: int
+    sizes: Sizes
     fit_frames: Frame
     fit_start: Callable[[robot.Noise], GaussianMixture]
 
@@ -202,7 +252,7 @@ def setting(log: Log, start_pose: Float[np.ndarray, "3"] | None) -> Setting:
     quarter = max(int(FIT_SHARE * log.range_t.size), 1)
     if start_pose is not None:
         start = partial(robot.known_start, start_pose, num_components=FEW)
-        return Setting(frames, start, FEW, _cut(frames, 0, quarter), start)
+        return Setting(frames, start, Sizes(FEW, FEW), _cut(frames, 0, quarter), start)
 
     # Noise is fitted from where a Gaussian-sum filter stands once the wide start has narrowed.
     start = partial(robot.unknown_start, log)
@@ -213,13 +263,13 @@ def setting(log: Log, start_pose: Float[np.ndarray, "3"] | None) -> Setting:
     (belief, _), _ = timed(
         partial(follow, gaussian_sum()), robot.model(belief, rough), begin, belief
     )
-    belief = eqx.filter_jit(reduce)(belief, FEW, (robot.HEADING,))
+    belief = _reduced(belief, FEW, (robot.HEADING,))
 
     def fit_start(noise: robot.Noise) -> GaussianMixture:
         means = belief.means.at[:, robot.LOG_NOISE].set(noise.log_range)
         return GaussianMixture(belief.log_weights, means, belief.chols)
 
-    return Setting(frames, start, NARROW, _cut(frames, wide, quarter), fit_start)
+    return Setting(frames, start, Sizes(NARROW, FEW), _cut(frames, wide, quarter), fit_start)
 
 
 def _cut(frames: Frame, begin: int, end: int) -> Frame:
@@ -247,7 +297,7 @@ def distribution_transformer(setting: Setting) -> Track:
     """Returns the shipped network's track; it fits nothing, the noise level is in its state."""
     belief = setting.start(robot.Noise())
     method = Method(gaussian_sum().predict, load("robot").update)
-    return filter_track(method, robot.model(belief), setting.frames, belief, setting.few)
+    return filter_track(method, robot.model(belief), setting.frames, belief, setting.sizes)
 
 
 def ekf(setting: Setting) -> tuple[Track, Float[np.ndarray, "4"]]:
@@ -259,7 +309,9 @@ def ekf(setting: Setting) -> tuple[Track, Float[np.ndarray, "4"]]:
     vector = fit_by_gradient(innovation_likelihood(extended, setting.fit_frames, start))
     noise = fitted(jnp.asarray(vector))
     belief = one_gaussian(setting.start(noise))
-    return filter_track(extended, robot.model(belief, noise), setting.frames, belief, 1), vector
+    return filter_track(
+        extended, robot.model(belief, noise), setting.frames, belief, Sizes(1, 1)
+    ), vector
 
 
 def gaussian_sum_filter(setting: Setting, vector: Float[np.ndarray, "4"]) -> Track:
@@ -268,7 +320,7 @@ def gaussian_sum_filter(setting: Setting, vector: Float[np.ndarray, "4"]) -> Tra
     likelihood = innovation_likelihood(method, setting.fit_frames, setting.fit_start)
     noise = fitted(jnp.asarray(fit_by_search(likelihood, vector, SEARCHES)))
     belief = setting.start(noise)
-    return filter_track(method, robot.model(belief, noise), setting.frames, belief, setting.few)
+    return filter_track(method, robot.model(belief, noise), setting.frames, belief, setting.sizes)
 
 
 def particle_filter(key: Key, setting: Setting, vector: Float[np.ndarray, "4"]) -> Track:
@@ -333,7 +385,7 @@ def dead_reckoning(setting: Setting) -> Track:
 
     belief = one_gaussian(setting.start(robot.Noise()))
     method = Method(extended.predict, ignore)
-    return filter_track(method, robot.model(belief), setting.frames, belief, 1)
+    return filter_track(method, robot.model(belief), setting.frames, belief, Sizes(1, 1))
 
 
 def run_methods(

@@ -112,7 +112,7 @@ def model(initial: GaussianMixture, noise: Noise | None = None) -> StateSpace:
 
 def frames(log: Log) -> Frame:
     """Returns one frame for every range of a log, a NaN range masked."""
-    parts = segments(log)
+    parts = jax.tree.map(jnp.asarray, segments(log))
     odometry = Odometry(parts.forward, parts.left, parts.turn, parts.path, parts.steps)
     beacons = log.beacon_xy[log.range_beacon]
     ranges = reading(log.range_m[:, None], beacons[:, None])
@@ -120,7 +120,7 @@ def frames(log: Log) -> Frame:
 
 
 def known_start(
-    pose: Float[np.ndarray, "3"], noise: Noise | None = None, num_components: int = 8
+    pose: Float[Array | np.ndarray, "3"], noise: Noise | None = None, num_components: int = 8
 ) -> GaussianMixture:
     """Returns a start at a known pose (x, y, heading), the calibration and the noise unknown.
 

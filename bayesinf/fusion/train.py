@@ -77,10 +77,10 @@ def train_range_bearing(
 def train_robot(
     key: Key,
     *,
-    num_chunks: int = 260,
+    num_chunks: int = 250,
     steps_per_chunk: int = 16,
-    num_logs: int = 32,
-    length: int = 160,
+    num_logs: int = 20,
+    length: int = 320,
     batch_size: int = 384,
     checkpoint: str | Path | None = None,
 ) -> tuple[DistributionTransformer, History]:
@@ -104,13 +104,13 @@ def train_robot(
     def loss(dt, batch):
         return forward_kl(dt, model, batch, 8.0) + _position_loss(dt, model, batch)
 
-    held_out = draw(valid_key, 32)
+    held_out = draw(valid_key, 16)
     return fit(
         fit_key,
         DistributionTransformer(network_key, robot.DIM, tuple(model.sensors)),
         lambda key, dt: rollouts(dt, *draw(key, num_logs)),
         loss,
-        schedule(1.5e-3, num_chunks * steps_per_chunk),
+        schedule(1e-3, num_chunks * steps_per_chunk),
         num_chunks=num_chunks,
         steps_per_chunk=steps_per_chunk,
         batch_size=batch_size,
@@ -119,15 +119,19 @@ def train_robot(
     )
 
 
-def random_start(key: Key, pose: Float[Array, "3"], num_components: int = 8) -> GaussianMixture:
+def random_start(key: Key, pose: Float[Array, "3"], num_components: int = 10) -> GaussianMixture:
     """Returns what a filter may know at first: the pose, or a place within metres and no heading.
 
     Half of the logs start known, the others with evenly spaced headings about a place whose spread
-    is drawn between half a metre and 8 m. The true pose is a draw from what is returned.
+    is drawn between half a metre and 8 m. The true pose is a draw from what is returned. A known
+    start has any number of components, the other slots are empty, so that the network serves any.
     """
-    known_key, choice_key, spread_key, place_key, turn_key = jax.random.split(key, 5)
+    known_key, choice_key, spread_key, place_key, turn_key, count_key = jax.random.split(key, 6)
     sd = jnp.array([0.1, 0.1, 0.03])
     known = robot.known_start(pose + sd * jax.random.normal(known_key, (3,)), None, num_components)
+    alive = jnp.arange(num_components) < jax.random.randint(count_key, (), 1, num_components + 1)
+    weights = jax.nn.log_softmax(jnp.where(alive, known.log_weights, -jnp.inf))
+    known = GaussianMixture(weights, known.means, known.chols)
     scale = jnp.exp(jax.random.uniform(spread_key, minval=np.log(0.5), maxval=np.log(8.0)))
     place = pose[:2] + scale * jax.random.normal(place_key, (2,))
     turns = 2 * np.pi * jnp.arange(num_components) / num_components
@@ -138,13 +142,13 @@ def random_start(key: Key, pose: Float[Array, "3"], num_components: int = 8) -> 
         [
             jnp.broadcast_to(place, (num_components, 2)),
             headings[:, None],
-            jnp.broadcast_to(known.mean()[3:], (num_components, 3)),
+            jnp.broadcast_to(known.means.mean(0)[3:], (num_components, 3)),
         ],
         axis=1,
     )
     sds = jnp.array([0, 0, np.pi / num_components, *robot.CALIBRATION_SD]).at[:2].set(scale)
     chols = jnp.broadcast_to(jnp.diag(sds), known.chols.shape)
-    unknown = GaussianMixture(known.log_weights, means, chols)
+    unknown = GaussianMixture(jnp.full(num_components, -np.log(num_components)), means, chols)
     choice = jax.random.bernoulli(choice_key)
     return jax.tree.map(lambda a, b: jnp.where(choice, a, b), known, unknown)
 

@@ -56,9 +56,9 @@ def absorb(
 
     Law: exact; the product of a Gaussian and exponentials of quadratics is Gaussian.
     """
-    score = sum(jnp.sum(stack.score, axis=0) for stack in stacks)
+    score = jnp.concatenate([stack.score for stack in stacks]).sum(axis=0)
     factor = jnp.concatenate([stack.factor.reshape(-1, mean.size) for stack in stacks])
-    level = sum(jnp.sum(stack.log_density) for stack in stacks)
+    level = jnp.concatenate([stack.log_density for stack in stacks]).sum()
     shift, posterior, log_mass = Quadratic(level, score, factor).condition()
     return mean + chol @ shift, chol @ posterior, log_mass
 

@@ -83,9 +83,9 @@ def linearize(
 def _quadratic(distribution: Callable, value, origin: Float[Array, " d"]) -> Quadratic:
     from bayesinf.programs.numpyro import coordinates, parts
 
-    mixed = parts(distribution(origin))
-    if mixed is not None:
-        return _mixed(distribution, len(mixed), value, origin)
+    num_parts = len(parts(distribution(origin)))
+    if num_parts:
+        return _mixed(distribution, num_parts, value, origin)
 
     def log_density(z):
         return jnp.sum(distribution(z).log_prob(value))
@@ -115,8 +115,8 @@ def _mixed(distribution: Callable, num: int, value, origin: Float[Array, " d"]) 
     quadratics = [part(index) for index in range(num)]
     log_masses = jnp.stack([quadratic.condition()[2] for quadratic in quadratics])
     share = jax.nn.softmax(log_masses)
-    level = sum(s * q.log_density for s, q in zip(share, quadratics, strict=True))
-    score = sum(s * q.score for s, q in zip(share, quadratics, strict=True))
+    level = share @ jnp.stack([quadratic.log_density for quadratic in quadratics])
+    score = share @ jnp.stack([quadratic.score for quadratic in quadratics])
     factors = [jnp.sqrt(s) * q.factor for s, q in zip(share, quadratics, strict=True)]
     entropy = jnp.sum(jax.scipy.special.entr(share))
     return bounded(Quadratic(level + entropy, score, jnp.concatenate(factors)))

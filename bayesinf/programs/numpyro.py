@@ -169,9 +169,13 @@ def _(distribution, value):
     return coordinates(distribution.base_dist, value)
 
 
-def parts(distribution: Any) -> list[tuple[Float[Array, ""], Any]] | None:
-    """Returns log weight and distribution of each part of a scalar mixture, None for the rest."""
+def parts(distribution: Any) -> list[tuple[Float[Array, ""], Any]]:
+    """Returns log weight and distribution of each part of a scalar mixture, nothing for the rest.
+
+    A batch of mixtures is none: each of its elements has shares of its own.
+    """
     if not isinstance(distribution, dist.MixtureGeneral) or distribution.batch_shape != ():
-        return None
-    log_weights = jax.nn.log_softmax(distribution.mixing_distribution.logits)
+        return []
+    mixing: Any = distribution.mixing_distribution
+    log_weights = jax.nn.log_softmax(mixing.logits)
     return list(zip(log_weights, distribution.component_distributions, strict=True))

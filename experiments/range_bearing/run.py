@@ -42,6 +42,13 @@ INVERSE, LOG_DET = jnp.asarray(np.linalg.inv(TWO_STEPS)), -np.linalg.slogdet(TWO
 JITTERS = (1e-6, 1e-3)
 
 
+def series(key, model, num):
+    """Returns the states and frames of `num` independent series."""
+    blank = range_bearing.empty_frames(LENGTH)
+    draw = jax.jit(jax.vmap(lambda key: simulate(key, model, blank)))
+    return draw(jax.random.split(key, num))
+
+
 def filter_nll(method: Method, model, start, states, frames):
     """Returns minus the log posterior density at the true state after every frame."""
 
@@ -54,18 +61,18 @@ def filter_nll(method: Method, model, start, states, frames):
     return jax.lax.scan(body, start, (states, frames))[1]
 
 
-def particle_nll(key, model, states, frames):
+def particle_nll(key, model, states, frames, num=NUM_PARTICLES):
     """Returns the bootstrap filter's negative log densities: its weighted Gaussian, and exact."""
     start_key, scan_key = jax.random.split(key)
-    uniform = jnp.full(NUM_PARTICLES, -np.log(NUM_PARTICLES))
+    uniform = jnp.full(num, -np.log(num))
     likelihoods = jax.vmap(model.log_likelihood, (0, None))
 
     def body(carry, moment):
         cloud, older, last_readings, last_evidence = carry
         state, frame, key = moment
         resample_key, noise_key = jax.random.split(key)
-        ancestors = systematic(resample_key, cloud.log_weights, NUM_PARTICLES)
-        noise = jax.random.normal(noise_key, (NUM_PARTICLES, model.dynamics.noise_size))
+        ancestors = systematic(resample_key, cloud.log_weights, num)
+        noise = jax.random.normal(noise_key, (num, model.dynamics.noise_size))
         move = jax.vmap(model.dynamics, (0, 0, None, None))
         particles = move(cloud.states[ancestors], noise, frame.elapsed, None)
         log_weights = uniform + likelihoods(particles, frame.readings)
@@ -91,9 +98,9 @@ def particle_nll(key, model, states, frames):
         exact_nll = last_evidence + log_evidence - log_joint
         return (new, cloud, frame.readings, log_evidence), (*gaussian_nlls, exact_nll)
 
-    first = Cloud(model.initial.sample(start_key, (NUM_PARTICLES,)), uniform)
+    first = Cloud(model.initial.sample(start_key, (num,)), uniform)
     blank = jax.tree.map(lambda leaf: leaf[0], frames.readings)
-    keys = jax.random.split(scan_key, LENGTH)
+    keys = jax.random.split(scan_key, states.shape[0])
     carry = (first, first, blank, jnp.zeros(()))
     *gaussian_nlls, exact_nll = jax.lax.scan(body, carry, (states, frames, keys))[1]
     return *gaussian_nlls, exact_nll.at[:2].set(jnp.nan)
@@ -114,9 +121,7 @@ def main():
     model = range_bearing.model()
     # Folded, so that no key of a training from the same seed is met again.
     simulate_key, particle_key = jax.random.split(jax.random.fold_in(jax.random.key(SEED), 431))
-    keys = jax.random.split(simulate_key, NUM_SERIES)
-    blank = range_bearing.empty_frames(LENGTH)
-    states, frames = jax.jit(jax.vmap(lambda key: simulate(key, model, blank)))(keys)
+    states, frames = series(simulate_key, model, NUM_SERIES)
     dt = transformers_gmm.load(arguments.network)
     start = range_bearing.initial(range_bearing.NUM_COMPONENTS)
 
@@ -151,7 +156,6 @@ def main():
     particle_names = ("particle_filter", "particle_filter_jitter_1e-3", "exact")
     nlls.update(zip(particle_names, nlls["particle_filter"], strict=True))
 
-    np.savez("/tmp/train/nlls.npz", **nlls)
     rows = {}
     for name, values in nlls.items():
         mean, half_width = interval(values)

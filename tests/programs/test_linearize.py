@@ -10,6 +10,7 @@ import pytest
 from bayesinf.distributions.numpyro import WrappedNormal
 from bayesinf.kalman.extended import absorb
 from bayesinf.programs import linearize
+from bayesinf.programs.linearize import Quadratic
 
 MEAN = np.array([0.4, -0.3])
 CHOL = np.array([[0.8, 0.0], [-0.3, 0.5]])
@@ -223,6 +224,107 @@ def test_oracle_a_linear_gaussian_reading_is_exact(sensor, value, x64):
     for z in np.random.default_rng(0).normal(size=(5, 2)) * 3:
         expected = jnp.sum(sensor(MEAN + CHOL @ z, context).log_prob(value))
         np.testing.assert_allclose(quadratic(jnp.asarray(z)), expected, rtol=1e-12)
+
+
+# Mixtures: the average of their parts' quadratics, by their shares of the evidence
+
+ROW = np.array([1.5, -0.5])
+# Weight, offset and standard deviation of each part: a hit, an echo and clutter.
+PARTS = np.array([[0.6, 0.0, 0.2], [0.3, -0.7, 0.6], [0.1, 0.5, 4.0]])
+READ = 2.0
+
+
+def mixture_of_lines(x):
+    weights, offsets, scales = PARTS.T
+    parts = [dist.Normal(ROW @ x + b, s) for b, s in zip(offsets, scales, strict=True)]
+    mixing = dist.Categorical(probs=jnp.asarray(weights))
+    return dist.MixtureGeneral(mixing, parts, support=dist.constraints.real)
+
+
+def normal_log_density(residual, variance):
+    return -0.5 * (residual**2 / variance + np.log(2 * np.pi * variance))
+
+
+def shares(spread):
+    """Returns responsibilities whose readings have, beside their own, the variance `spread`."""
+    weights, offsets, scales = PARTS.T
+    joint = np.log(weights) + normal_log_density(READ - ROW @ MEAN - offsets, spread + scales**2)
+    return np.exp(joint - joint.max()) / np.exp(joint - joint.max()).sum()
+
+
+def assert_average(quadratic, share):
+    """Checks the quadratic against the variational bound at these shares."""
+    weights, offsets, scales = PARTS.T
+    for z in np.random.default_rng(0).normal(size=(5, 2)) * 3:
+        residuals = READ - ROW @ (MEAN + CHOL @ z) - offsets
+        joint = np.log(weights) + normal_log_density(residuals, scales**2)
+        expected = share @ (joint - np.log(share))
+        np.testing.assert_allclose(quadratic(jnp.asarray(z)), expected, rtol=1e-10)
+
+
+def test_oracle_a_mixtures_shares_are_the_posterior_responsibilities(x64):
+    quadratic = local(mixture_of_lines, READ)
+    spread = np.sum((ROW @ CHOL) ** 2)
+    assert_average(quadratic, shares(spread))
+    # Negative controls: the shares at the component's mean, and the weights.
+    for broken in (shares(0), PARTS[:, 0]):
+        with pytest.raises(AssertionError):
+            assert_average(quadratic, broken)
+
+
+def assert_bound(quadratic):
+    """Checks that the quadratic lies below the mixture's log density, and touches it."""
+    line = np.linspace(-6, 6, 4001)[:, None] * (ROW @ CHOL) / np.sum((ROW @ CHOL) ** 2)
+    across = np.array([[0.5, 1.0], [-2.0, 1.0]])
+    log_density = jax.vmap(lambda z: mixture_of_lines(MEAN + CHOL @ z).log_prob(READ))
+    for z in (line, line + across[:1], line + across[1:]):
+        gap = jax.vmap(quadratic)(jnp.asarray(z)) - log_density(jnp.asarray(z))
+        assert gap.max() < 1e-12
+        assert gap.max() > -0.05
+
+
+def test_oracle_the_average_bounds_a_mixtures_log_density(x64):
+    quadratic = local(mixture_of_lines, READ)
+    assert_bound(quadratic)
+    weights, offsets, scales = PARTS.T
+    variances = np.sum((ROW @ CHOL) ** 2) + scales**2
+    joint = np.log(weights) + normal_log_density(READ - ROW @ MEAN - offsets, variances)
+    assert quadratic.condition()[2] < np.logaddexp.reduce(joint)
+    # Negative controls: a little higher; and with an information that is too small.
+    for broken in (
+        quadratic._replace(log_density=quadratic.log_density + 0.06),
+        quadratic._replace(factor=0.9 * quadratic.factor),
+    ):
+        with pytest.raises(AssertionError):
+            assert_bound(broken)
+
+
+def assert_conditioned(quadratic, mean, chol, log_mass):
+    """Checks mass and moments of the standard normal times the quadratic's exponential."""
+    nodes = np.linspace(-9, 9, 301)
+    z = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)
+    log_density = jax.vmap(quadratic)(jnp.asarray(z)) - 0.5 * np.sum(z**2, 1) - np.log(2 * np.pi)
+    mass = np.exp(log_density) * (nodes[1] - nodes[0]) ** 2
+    np.testing.assert_allclose(log_mass, np.log(mass.sum()), rtol=1e-9)
+    weights = mass / mass.sum()
+    np.testing.assert_allclose(mean, weights @ z, rtol=1e-9)
+    covariance = (z - mean).T @ (weights[:, None] * (z - mean))
+    np.testing.assert_allclose(chol @ chol.T, covariance, rtol=1e-9)
+
+
+def test_oracle_condition_is_the_gaussian_product(x64):
+    factor = jnp.array([[1.0, 0.4], [-0.3, 0.8], [0.5, 0.5]])
+    quadratic = Quadratic(jnp.asarray(-1.3), jnp.array([1.0, -0.7]), factor)
+    mean, chol, log_mass = quadratic.condition()
+    assert_conditioned(quadratic, mean, chol, log_mass)
+    half_log_det = jnp.log(jnp.diagonal(chol)).sum()
+    for broken in (
+        (mean, chol, log_mass - half_log_det),
+        (mean, chol.T, log_mass),
+        (quadratic.score, chol, log_mass),
+    ):
+        with pytest.raises(AssertionError):
+            assert_conditioned(quadratic, *broken)
 
 
 def outliers(location, scale):
