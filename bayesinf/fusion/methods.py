@@ -30,8 +30,9 @@ WIDE_RANGES, NARROW, FEW = 24, 48, 8
 BLOCK = 256
 NUM_PARTICLES, NUM_START_PARTICLES, NUM_FIT_PARTICLES = 5_000, 100_000, 1_000
 WIDE_PARTICLE_RANGES = 300
-# Noise is fitted on the first quarter of the ranges, in so many evaluations of a search.
-FIT_SHARE, SEARCHES = 0.25, 12
+# Noise is fitted on the first quarter of the ranges: the extended Kalman filter's by a search of so
+# many evaluations, and that of the others from where it ends.
+FIT_SHARE, EKF_EVALUATIONS, EVALUATIONS = 0.25, 120, 25
 FIRST = "reading the log"
 
 
@@ -194,37 +195,30 @@ BOUNDS = [
 ]
 
 
-def fit_by_gradient(log_likelihood: Callable) -> Float[np.ndarray, "4"]:
-    """Returns the logs of the noise that maximise a log likelihood, by L-BFGS."""
-    value_and_grad = eqx.filter_jit(eqx.filter_value_and_grad(lambda v: -log_likelihood(v)))
-
-    def objective(vector):
-        value, grad = value_and_grad(jnp.asarray(vector, jnp.result_type(float)))
-        return float(value), np.asarray(grad, float)
-
-    return minimize(
-        objective, START, jac=True, method="L-BFGS-B", bounds=BOUNDS, options={"maxiter": 30}
-    ).x
-
-
-def fit_by_search(
-    log_likelihood: Callable, start: Float[np.ndarray, "4"], evaluations: int
+def fit_noise(
+    log_likelihood: Callable[[Frame, Float[Array, "4"]], Float[Array, ""]],
+    frames: Frame,
+    start: Float[np.ndarray, "4"],
+    evaluations: int,
 ) -> Float[np.ndarray, "4"]:
-    """Returns the logs of the noise that maximise a log likelihood, by Nelder and Mead."""
+    """Returns the logs of the noise that maximise a log likelihood, by Nelder and Mead's search.
+
+    A noise under which the filter breaks down counts as impossible.
+    """
     compiled = eqx.filter_jit(log_likelihood)
-    simplex = np.clip(
-        start + np.concatenate([np.zeros((1, 4)), 0.4 * np.eye(4)]), *zip(*BOUNDS, strict=True)
-    )
+    corners = start + np.concatenate([np.zeros((1, 4)), 0.5 * np.eye(4)])
+    low, high = np.transpose(BOUNDS)
 
     def objective(vector):
-        return -float(compiled(jnp.asarray(vector, jnp.result_type(float))))
+        value = float(compiled(frames, jnp.asarray(vector, jnp.result_type(float))))
+        return -value if np.isfinite(value) else 1e12
 
     return minimize(
         objective,
         start,
         method="Nelder-Mead",
         bounds=BOUNDS,
-        options={"maxfev": evaluations, "initial_simplex": simplex},
+        options={"maxfev": evaluations, "initial_simplex": np.clip(corners, low, high)},
     ).x
 
 
@@ -281,10 +275,10 @@ def one_gaussian(belief: GaussianMixture) -> GaussianMixture:
     return gaussian(belief.mean(), belief.chol())
 
 
-def innovation_likelihood(method: Method, frames: Frame, start: Callable) -> Callable:
-    """Returns the log likelihood of the frames' ranges as a function of the noise's logs."""
+def innovation_likelihood(method: Method, start: Callable) -> Callable:
+    """Returns the log likelihood of frames' ranges as a function of the noise's logs."""
 
-    def of(vector: Float[Array, "4"]) -> Float[Array, ""]:
+    def of(frames: Frame, vector: Float[Array, "4"]) -> Float[Array, ""]:
         noise = fitted(vector)
         belief = start(noise)
         log_scores = follow(method, robot.model(belief, noise), frames, belief)[1][-1]
@@ -306,7 +300,8 @@ def ekf(setting: Setting) -> tuple[Track, Float[np.ndarray, "4"]]:
     def start(noise: robot.Noise) -> GaussianMixture:
         return one_gaussian(setting.fit_start(noise))
 
-    vector = fit_by_gradient(innovation_likelihood(extended, setting.fit_frames, start))
+    likelihood = innovation_likelihood(extended, start)
+    vector = fit_noise(likelihood, setting.fit_frames, START, EKF_EVALUATIONS)
     noise = fitted(jnp.asarray(vector))
     belief = one_gaussian(setting.start(noise))
     return filter_track(
@@ -317,8 +312,9 @@ def ekf(setting: Setting) -> tuple[Track, Float[np.ndarray, "4"]]:
 def gaussian_sum_filter(setting: Setting, vector: Float[np.ndarray, "4"]) -> Track:
     """Returns the Gaussian-sum filter's track; its noise is searched from `vector`."""
     method = gaussian_sum()
-    likelihood = innovation_likelihood(method, setting.fit_frames, setting.fit_start)
-    noise = fitted(jnp.asarray(fit_by_search(likelihood, vector, SEARCHES)))
+    likelihood = innovation_likelihood(method, setting.fit_start)
+    vector = fit_noise(likelihood, setting.fit_frames, vector, EVALUATIONS)
+    noise = fitted(jnp.asarray(vector))
     belief = setting.start(noise)
     return filter_track(method, robot.model(belief, noise), setting.frames, belief, setting.sizes)
 
@@ -327,15 +323,16 @@ def particle_filter(key: Key, setting: Setting, vector: Float[np.ndarray, "4"]) 
     """Returns the bootstrap particle filter's track; its noise is searched from `vector`."""
     fit_key, *run_keys = jax.random.split(key, 3)
 
-    def likelihood(vector: Float[Array, "4"]) -> Float[Array, ""]:
+    def likelihood(frames: Frame, vector: Float[Array, "4"]) -> Float[Array, ""]:
         # The same random numbers for every noise, so that the search sees a smooth function.
         noise = fitted(vector)
         belief = setting.fit_start(noise)
         model = robot.model(belief, noise)
         cloud = draw_cloud(fit_key, belief, NUM_FIT_PARTICLES)
-        return jnp.nansum(follow_particles(fit_key, model, setting.fit_frames, cloud)[1][-1])
+        return jnp.nansum(follow_particles(fit_key, model, frames, cloud)[1][-1])
 
-    noise = fitted(jnp.asarray(fit_by_search(likelihood, vector, SEARCHES)))
+    vector = fit_noise(likelihood, setting.fit_frames, vector, EVALUATIONS)
+    noise = fitted(jnp.asarray(vector))
     belief = setting.start(noise)
     model = robot.model(belief, noise)
     total = setting.frames.elapsed.shape[0]

@@ -1,6 +1,7 @@
 """How the shipped networks were trained: one function each, from a seed."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -74,24 +75,58 @@ def train_range_bearing(
     )
 
 
+class Stage(NamedTuple):
+    """One stage of a curriculum.
+
+    Attributes:
+        num_chunks: chunks of training.
+        num_logs, length: simulated logs a chunk, and ranges in each.
+        peak: the highest learning rate.
+    """
+
+    num_chunks: int
+    num_logs: int
+    length: int
+    peak: float
+
+
+# A filter that is lost teaches little, so short logs come first; long ones then teach what the
+# belief of a long run looks like.
+CURRICULUM = (Stage(260, 32, 160, 1.5e-3), Stage(130, 20, 320, 7e-4))
+
+
 def train_robot(
     key: Key,
     *,
-    num_chunks: int = 250,
-    steps_per_chunk: int = 16,
-    num_logs: int = 20,
-    length: int = 320,
-    batch_size: int = 384,
+    curriculum: tuple[Stage, ...] = CURRICULUM,
     checkpoint: str | Path | None = None,
 ) -> tuple[DistributionTransformer, History]:
-    """Returns the network that fuses a robot's odometry and ranges, trained on simulated logs."""
-    network_key, valid_key, fit_key = jax.random.split(key, 3)
+    """Returns the network that fuses a robot's odometry and ranges, trained on simulated logs.
+
+    The history is that of the last stage.
+    """
+    network_key, *stage_keys = jax.random.split(key, 1 + len(curriculum))
+    network = DistributionTransformer(network_key, robot.DIM, ("range",))
+    history = None
+    for number, (stage_key, stage) in enumerate(zip(stage_keys, curriculum, strict=True)):
+        path = None if checkpoint is None else Path(f"{checkpoint}.{number}")
+        network, history = _train_stage(stage_key, network, stage, path)
+    if history is None:
+        raise ValueError("curriculum: no stage came, at least one was expected")
+    return network, history
+
+
+def _train_stage(
+    key: Key, network: DistributionTransformer, stage: Stage, checkpoint: Path | None
+) -> tuple[DistributionTransformer, History]:
+    valid_key, fit_key = jax.random.split(key)
     # The start differs from log to log, so the model's own is never used.
     model = robot.model(robot.known_start(np.zeros(3)))
 
     def draw(key, num_logs):
         drive_key, start_key = jax.random.split(key)
-        drives = jax.vmap(lambda key: drive(key, length))(jax.random.split(drive_key, num_logs))
+        keys = jax.random.split(drive_key, num_logs)
+        drives = jax.vmap(lambda key: drive(key, stage.length))(keys)
         starts = jax.vmap(random_start)(jax.random.split(start_key, num_logs), drives.start)
         return drives, starts
 
@@ -105,15 +140,16 @@ def train_robot(
         return forward_kl(dt, model, batch, 8.0) + _position_loss(dt, model, batch)
 
     held_out = draw(valid_key, 16)
+    steps_per_chunk = 16
     return fit(
         fit_key,
-        DistributionTransformer(network_key, robot.DIM, tuple(model.sensors)),
-        lambda key, dt: rollouts(dt, *draw(key, num_logs)),
+        network,
+        lambda key, dt: rollouts(dt, *draw(key, stage.num_logs)),
         loss,
-        schedule(1e-3, num_chunks * steps_per_chunk),
-        num_chunks=num_chunks,
+        schedule(stage.peak, stage.num_chunks * steps_per_chunk),
+        num_chunks=stage.num_chunks,
         steps_per_chunk=steps_per_chunk,
-        batch_size=batch_size,
+        batch_size=384,
         validate=lambda dt: loss(dt, rollouts(dt, *held_out)),
         checkpoint=checkpoint,
     )
