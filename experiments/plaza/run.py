@@ -1,4 +1,4 @@
-"""The real robot log Plaza1, from a known start and from anywhere, with the checks that it must meet.
+"""The real robot log Plaza1, from a known start and from anywhere, with what it must meet.
 
 Both starts run every method of `bayesinf fuse`. From anywhere, the network's time to find itself is
 compared with the best of three seeds of a particle filter that starts with 100,000 particles.
