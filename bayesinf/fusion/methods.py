@@ -76,11 +76,11 @@ def predictive(model: StateSpace, belief: GaussianMixture, frame: Frame) -> Floa
     def one(mean, chol):
         dim = mean.size
         points = np.sqrt(dim) * np.concatenate([np.eye(dim), -np.eye(dim)])
-        ranges = jax.vmap(lambda z: robot.range_sensor(mean + chol @ z, beacon))(
+        loc, scale = jax.vmap(lambda z: robot.range_moments(mean + chol @ z, beacon))(
             jnp.asarray(points, mean.dtype)
         )
-        centre = jnp.mean(ranges.loc)
-        variance = jnp.var(ranges.loc) + jnp.mean(ranges.scale**2)
+        centre = jnp.mean(loc)
+        variance = jnp.var(loc) + jnp.mean(scale**2)
         return -0.5 * ((value - centre) ** 2 / variance + jnp.log(2 * np.pi * variance))
 
     log_density = logsumexp(belief.log_weights + jax.vmap(one)(belief.means, belief.chols))

@@ -93,15 +93,21 @@ def move(noise: Noise) -> Dynamics:
     return Dynamics(function, 7)
 
 
-def range_sensor(state, beacon: Float[Array, "2"]) -> dist.Normal:
-    """Returns the law of a range to a beacon at `beacon` (m)."""
+def range_moments(
+    state: Float[Array, "6"], beacon: Float[Array, "2"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns mean and standard deviation (m) of a range to a beacon at `beacon` (m)."""
     gap = state[:2] - beacon
     # A millimetre keeps the gradient finite at the beacon itself.
     distance = jnp.sqrt(gap @ gap + 1e-6)
     scale = jnp.exp(jnp.clip(state[LOG_SCALE], -1, 1))
-    return dist.Normal(
-        state[OFFSET] + scale * distance, jnp.exp(jnp.clip(state[LOG_NOISE], *LOG_NOISE_RANGE))
-    )
+    noise = jnp.exp(jnp.clip(state[LOG_NOISE], *LOG_NOISE_RANGE))
+    return state[OFFSET] + scale * distance, noise
+
+
+def range_sensor(state: Float[Array, "6"], beacon: Float[Array, "2"]) -> dist.Normal:
+    """Returns the law of a range to a beacon at `beacon` (m)."""
+    return dist.Normal(*range_moments(state, beacon))
 
 
 def model(initial: GaussianMixture, noise: Noise | None = None) -> StateSpace:
