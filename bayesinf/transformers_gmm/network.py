@@ -38,7 +38,7 @@ SHIFT, LOG_SCALE, LOG_WEIGHT, TEMPERING = 2.0, 1.2, 4.0, 6.0
 # that has lost its target blows up by a power of the number of steps.
 GROWTH = 0.1
 # How far, in prior standard deviations, a component may move in one update.
-REACH = 1e4
+REACH = 1e6
 LOG_WEIGHT_FLOOR = -30.0
 
 
