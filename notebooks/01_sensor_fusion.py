@@ -56,10 +56,10 @@ prior = range_bearing.initial(range_bearing.NUM_COMPONENTS)
 readings = {"range": reading([2.2]), "bearing": reading([0.2])}
 posterior = dt(model, prior, readings)
 
-draw_key, choose_key = jax.random.split(jax.random.key(0))
-draws = prior.sample(draw_key, (1_000_000,))
+draws = prior.sample(jax.random.key(0), (1_000_000,))
 log_likelihood = jax.jit(jax.vmap(lambda x: model.log_likelihood(x, readings)))(draws)
-exact = draws[jax.random.categorical(choose_key, log_likelihood, shape=(2_000,))]
+weights = np.asarray(jax.nn.softmax(log_likelihood), float)
+exact = draws[np.random.default_rng(0).choice(len(weights), 2_000, p=weights / weights.sum())]
 
 grid = np.linspace(-1.5, 3.5, 160)
 points = jnp.asarray(np.stack(np.meshgrid(grid, grid), -1))
