@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Float, Int, PyTree
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from bayesinf.types import Key
 

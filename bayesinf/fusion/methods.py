@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from scipy.optimize import minimize
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
 from bayesinf.distributions.reduction import reduce
