@@ -157,12 +157,15 @@ for axis, (i, belief) in zip(axes, pictures.items(), strict=True):
     axis.plot(*log.beacon_xy.T, "k^", ms=6)
     axis.plot(*truth[i], "o", mfc="none", mec=EXACT, ms=10, mew=2)
     axis.set(title=f"after {i + 1} ranges", xlabel="x (m)", aspect="equal")
+    axis.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
 axes[0].set_ylabel("y (m)")
 figure.tight_layout()
 
 # %% [markdown]
-# After a few ranges the place is found, while the robot still stands; the headings (arrows) stay
-# open until it has driven far enough to tell them apart.
+# The first ranges mislead it: the network was not trained on starts this wide, and puts too much
+# weight on one place of the ring that a single range leaves. After a few more the place is found,
+# while the robot still stands; the headings (arrows) stay open until it has driven far enough to
+# tell them apart.
 #
 # ## 4. How honest is it?
 #
