@@ -108,11 +108,3 @@ def reweighted(
     log_weights = belief.log_weights + (log_masses - best)
     total = logsumexp(log_weights)
     return GaussianMixture(log_weights - total, means, chols), Info(best + total)
-
-
-def each_reading(readings: Readings) -> Iterator[tuple[str, Array, object, Array]]:
-    """Yields name, value, context and mask of every slot of every sensor's padded set."""
-    for name, reading in readings.items():
-        for slot in range(jnp.shape(reading.mask)[0]):
-            context = jax.tree.map(lambda leaf, slot=slot: leaf[slot], reading.context)
-            yield name, reading.value[slot], context, reading.mask[slot]
