@@ -18,7 +18,7 @@ START = np.array([1.0, 0, 1, 0])
 MAX_RANGE = 20.0
 BEARING_SD = 0.1
 # What the shipped network was trained with; it takes any other number.
-NUM_COMPONENTS = 6
+NUM_COMPONENTS = 8
 
 
 class RangeFinder(dist.MixtureGeneral):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bayesinf.fusion.log import Log, truth_at
-from bayesinf.fusion.methods import Track
+from bayesinf.fusion.track import Track
 
 FILES = ("track.csv", "summary.json", "track.png")
 _COLUMNS = "index,time,method,component,weight,x,y,var_x,cov_xy,var_y,log_score"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from bayesinf.distributions.gmm import GaussianMixture
@@ -67,30 +68,30 @@ _CALIBRATION_WALK = 1e-3
 
 
 def move(noise: Noise) -> Dynamics:
-    """Returns the robot's dynamics under the given noise."""
+    """Returns the robot's dynamics under the given noise, whose numbers are leaves of it."""
+    return Dynamics(Partial(_move, jax.tree.map(jnp.asarray, noise)), 7)
 
-    def function(state, draws, elapsed, odometry: Odometry):
-        x, y, heading, offset, log_scale, log_noise = state
-        root_steps = jnp.sqrt(odometry.steps)
-        swerve = noise.heading * root_steps * draws[0]
-        along = noise.along * jnp.sqrt(odometry.path)
-        forward = odometry.forward + along * draws[1]
-        jitter = noise.jitter * root_steps * draws[2:4]
-        # Half of the swerve has happened, on average, while the robot moves.
-        cos, sin = jnp.cos(heading + swerve / 2), jnp.sin(heading + swerve / 2)
-        walk = _CALIBRATION_WALK * jnp.sqrt(elapsed)
-        return jnp.stack(
-            [
-                x + cos * forward - sin * odometry.left + jitter[0],
-                y + sin * forward + cos * odometry.left + jitter[1],
-                heading + odometry.turn + swerve,
-                offset + walk * draws[4],
-                log_scale + 0.1 * walk * draws[5],
-                log_noise + noise.log_range_walk * jnp.sqrt(elapsed) * draws[6],
-            ]
-        )
 
-    return Dynamics(function, 7)
+def _move(noise: Noise, state, draws, elapsed, odometry: Odometry):
+    x, y, heading, offset, log_scale, log_noise = state
+    root_steps = jnp.sqrt(odometry.steps)
+    swerve = noise.heading * root_steps * draws[0]
+    along = noise.along * jnp.sqrt(odometry.path)
+    forward = odometry.forward + along * draws[1]
+    jitter = noise.jitter * root_steps * draws[2:4]
+    # Half of the swerve has happened, on average, while the robot moves.
+    cos, sin = jnp.cos(heading + swerve / 2), jnp.sin(heading + swerve / 2)
+    walk = _CALIBRATION_WALK * jnp.sqrt(elapsed)
+    return jnp.stack(
+        [
+            x + cos * forward - sin * odometry.left + jitter[0],
+            y + sin * forward + cos * odometry.left + jitter[1],
+            heading + odometry.turn + swerve,
+            offset + walk * draws[4],
+            log_scale + 0.1 * walk * draws[5],
+            log_noise + noise.log_range_walk * jnp.sqrt(elapsed) * draws[6],
+        ]
+    )
 
 
 def range_moments(

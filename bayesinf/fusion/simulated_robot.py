@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bayesinf.fusion.robot import LOG_SCALE_SD, OFFSET_SD, Odometry
+from bayesinf.fusion.robot import LOG_SCALE_SD, OFFSET_SD, Noise, Odometry
 from bayesinf.programs.state_space import Frame, Reading
 from bayesinf.types import Key
 
@@ -28,30 +28,38 @@ class Drive(NamedTuple):
         states: the true state at every frame, noise level and calibration included.
         frames: what a filter is given.
         start: the true pose before the first frame.
+        noise: how odometry and ranges err in this log, as far as the model can say it.
     """
 
     states: Float[Array, "t 6"]
     frames: Frame
     start: Float[Array, "3"]
+    noise: Noise
 
 
-def _log_uniform(key, low, high):
+def log_uniform(key: Key, low: float, high: float) -> Float[Array, ""]:
+    """Returns a draw whose logarithm is uniform between those of `low` and `high`."""
     return jnp.exp(jax.random.uniform(key, minval=np.log(low), maxval=np.log(high)))
 
 
 def drive(key: Key, length: int) -> Drive:
     """Returns one simulated log of `length` ranges."""
-    keys = jax.random.split(key, 12)
-    area = _log_uniform(keys[0], 12.0, 100.0)
+    keys = jax.random.split(key, 13)
+    area = log_uniform(keys[0], 12.0, 100.0)
     num_beacons = jax.random.randint(keys[1], (), 3, MAX_BEACONS + 1)
     beacons = area * (jax.random.uniform(keys[2], (MAX_BEACONS, 2)) - 0.5)
-    speed = _log_uniform(keys[3], 0.2, 2.0)
+    speed = log_uniform(keys[3], 0.2, 2.0)
     elapsed = _schedule(keys[4], length)
     pose_key, start_key = jax.random.split(keys[5])
     place = 0.4 * area * (jax.random.uniform(start_key, (2,)) - 0.5)
     heading = jax.random.uniform(pose_key, minval=-np.pi, maxval=np.pi)
     start = jnp.concatenate([place, heading[None]])
-    poses, odometry = _motion(keys[6], start, elapsed, speed, area)
+    noise = Noise(
+        log_uniform(keys[10], 0.0003, 0.008),
+        log_uniform(keys[11], 0.005, 0.1),
+        log_uniform(keys[12], 0.001, 0.03),
+    )
+    poses, odometry = _motion(keys[6], start, elapsed, speed, area, noise)
 
     chosen = _beacon_order(keys[7], length, num_beacons)
     bias, log_scale, log_noise, errors = _range_errors(keys[8], elapsed, chosen)
@@ -62,14 +70,14 @@ def drive(key: Key, length: int) -> Drive:
     readings = Reading(ranges[:, None], beacons[chosen][:, None], mask[:, None])
     calibration = jnp.broadcast_to(jnp.stack([bias, log_scale, log_noise]), (length, 3))
     states = jnp.concatenate([poses, calibration], axis=1)
-    return Drive(states, Frame(elapsed, odometry, {"range": readings}), start)
+    return Drive(states, Frame(elapsed, odometry, {"range": readings}), start, noise)
 
 
 def _schedule(key, length):
     """Returns the seconds between readings: bursts, pauses between them, now and then a gap."""
     keys = jax.random.split(key, 5)
-    within = _log_uniform(keys[0], 0.1, 1.0)
-    between = _log_uniform(keys[1], 0.3, 4.0)
+    within = log_uniform(keys[0], 0.1, 1.0)
+    between = log_uniform(keys[1], 0.3, 4.0)
     burst = jax.random.randint(keys[2], (), 1, 9)
     new = jnp.arange(length) % burst == 0
     jitter = jax.random.uniform(keys[3], (length,), minval=0.8, maxval=1.2)
@@ -100,10 +108,12 @@ def _range_errors(key, elapsed, chosen):
     offset = OFFSET_SD * jax.random.normal(keys[0])
     log_scale = LOG_SCALE_SD * jax.random.normal(keys[1])
     log_noise = jnp.clip(-1.0 + 0.6 * jax.random.normal(keys[2]), np.log(0.05), np.log(2.0))
-    shares = jax.random.dirichlet(keys[3], jnp.array([2.0, 1.0, 0.5]))
+    # Shares of the variance: of most logs little wanders, of some a lot.
+    slow_share, constant_share = jnp.array([0.5, 0.3]) * jax.random.uniform(keys[3], (2,)) ** 3
+    shares = jnp.stack([1 - slow_share - constant_share, slow_share, constant_share])
     white = jax.random.normal(keys[4], (length,))
     constant = jax.random.normal(keys[5], (MAX_BEACONS,))
-    tau = _log_uniform(keys[6], 3.0, 200.0)
+    tau = log_uniform(keys[6], 3.0, 200.0)
 
     def wander(level, step):
         dt, draw = step
@@ -124,9 +134,9 @@ def _range_errors(key, elapsed, chosen):
     return offset, log_scale, log_noise, errors + jnp.where(outlier, size, 0)
 
 
-def _motion(key, start, elapsed, speed, area):
+def _motion(key, start, elapsed, speed, area, noise):
     """Returns true poses (t, 3) at the frames and the odometry between them, errors and all."""
-    keys = jax.random.split(key, 11)
+    keys = jax.random.split(key, 8)
     length = elapsed.size
     # Where to: turning rates that change now and then, and a pull back towards the middle.
     rate = jax.random.normal(keys[0], (length,)) * 0.3
@@ -134,14 +144,11 @@ def _motion(key, start, elapsed, speed, area):
     still = jax.random.bernoulli(keys[2], 0.4) * jax.random.uniform(keys[3], maxval=50.0)
     moving = moving & (jnp.cumsum(elapsed) > still)
     turning = jnp.repeat(rate[::8], 8)[:length]
-    # How odometry errs: sds that differ between logs, a scale, a pull to one side, a gyro's drift.
-    heading_sd = _log_uniform(keys[4], 0.0005, 0.008)
-    along_sd = _log_uniform(keys[5], 0.005, 0.1)
-    jitter_sd = _log_uniform(keys[6], 0.001, 0.02)
-    scale_error = 0.01 * jax.random.normal(keys[7])
-    pull = 0.02 * jax.random.normal(keys[8])
-    drift = 2e-4 * jax.random.normal(keys[9])
-    draws = jax.random.normal(keys[10], (length, 4))
+    # What the model does not know of: a scale, a pull to one side, a gyro's drift.
+    scale_error = 0.005 * jax.random.normal(keys[4])
+    pull = 0.005 * jax.random.normal(keys[5])
+    drift = 1e-4 * jax.random.normal(keys[6])
+    draws = jax.random.normal(keys[7], (length, 4))
 
     def advance(pose, step):
         dt, turning, moving, draw = step
@@ -155,11 +162,11 @@ def _motion(key, start, elapsed, speed, area):
         half = turn / 2
         chord = distance * jnp.sinc(half / np.pi)
         local = jnp.stack([chord * jnp.cos(half), chord * jnp.sin(half)])
-        swerve = heading_sd * jnp.sqrt(steps) * draw[0] + drift * dt
-        slip = along_sd * jnp.sqrt(distance) * draw[1] + scale_error * distance
+        swerve = noise.heading * jnp.sqrt(steps) * draw[0] + drift * dt
+        slip = noise.along * jnp.sqrt(distance) * draw[1] + scale_error * distance
         cos, sin = jnp.cos(pose[2] + swerve / 2 + pull), jnp.sin(pose[2] + swerve / 2 + pull)
         forward = local[0] + slip
-        jitter = jitter_sd * jnp.sqrt(steps) * draw[2:]
+        jitter = noise.jitter * jnp.sqrt(steps) * draw[2:]
         place = pose[:2] + jnp.stack(
             [cos * forward - sin * local[1], sin * forward + cos * local[1]]
         )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from bayesinf.distributions.gmm import GaussianMixture
 from bayesinf.fusion import range_bearing, robot
-from bayesinf.fusion.simulated_robot import drive
+from bayesinf.fusion.simulated_robot import drive, log_uniform
 from bayesinf.programs.simulate import simulate
 from bayesinf.training import History, fit
 from bayesinf.transformers_gmm.loop import as_method
@@ -49,17 +49,27 @@ def train_range_bearing(
     start = range_bearing.initial(num_components)
     draw = jax.vmap(lambda key: simulate(key, model, frames))
 
-    def rollouts(dt, states, frames):
-        method = as_method(dt)
-        return jax.vmap(lambda s, f: on_policy(method, model, s, f, start))(states, frames)
+    def rollouts(dt, states, frames, fresh=None):
+        def one(states, frames, fresh):
+            return on_policy(as_method(dt), model, states, frames, start, fresh)
+
+        return flatten(jax.vmap(one)(states, frames, fresh))
+
+    def around(key, state):
+        """Returns the start, moved to where the state is a draw from it."""
+        ahead = state - start.sample(key)
+        return GaussianMixture(start.log_weights, start.means + ahead, start.chols)
 
     def pool(key, dt):
-        return flatten(rollouts(dt, *draw(jax.random.split(key, num_logs))))
+        draw_key, fresh_key = jax.random.split(key)
+        states, frames = draw(jax.random.split(draw_key, num_logs))
+        keys = jax.random.split(fresh_key, (num_logs, length))
+        return rollouts(dt, states, frames, jax.vmap(jax.vmap(around))(keys, states))
 
     held_out = draw(jax.random.split(valid_key, 32))
 
     def validate(dt):
-        return forward_kl(dt, model, flatten(rollouts(dt, *held_out)))
+        return forward_kl(dt, model, rollouts(dt, *held_out))
 
     return fit(
         fit_key,
@@ -92,7 +102,7 @@ class Stage(NamedTuple):
 
 # A filter that is lost teaches little, so short logs come first; long ones then teach what the
 # belief of a long run looks like.
-CURRICULUM = (Stage(260, 32, 160, 1.5e-3), Stage(130, 20, 320, 7e-4))
+CURRICULUM = (Stage(200, 32, 160, 1e-3), Stage(120, 20, 320, 5e-4))
 
 
 def train_robot(
@@ -120,21 +130,30 @@ def _train_stage(
     key: Key, network: DistributionTransformer, stage: Stage, checkpoint: Path | None
 ) -> tuple[DistributionTransformer, History]:
     valid_key, fit_key = jax.random.split(key)
-    # The start differs from log to log, so the model's own is never used.
+    # Start and noise differ from log to log; for the loss, which only reads, any will do.
     model = robot.model(robot.known_start(np.zeros(3)))
 
     def draw(key, num_logs):
-        drive_key, start_key = jax.random.split(key)
+        drive_key, start_key, noise_key = jax.random.split(key, 3)
         keys = jax.random.split(drive_key, num_logs)
         drives = jax.vmap(lambda key: drive(key, stage.length))(keys)
         starts = jax.vmap(random_start)(jax.random.split(start_key, num_logs), drives.start)
-        return drives, starts
+        noises = jax.vmap(guessed)(jax.random.split(noise_key, num_logs), drives.noise)
+        return drives, starts, noises
 
-    def rollouts(dt, drives, starts):
-        def one(drive, start):
-            return on_policy(as_method(dt), model, drive.states, drive.frames, start)
+    def rollouts(dt, drives, starts, noises, fresh=None):
+        def one(drive, start, noise, fresh):
+            known = robot.model(start, noise)
+            return on_policy(as_method(dt), known, drive.states, drive.frames, start, fresh)
 
-        return flatten(jax.vmap(one)(drives, starts))
+        return flatten(jax.vmap(one)(drives, starts, noises, fresh))
+
+    def pool(key, dt):
+        draw_key, fresh_key = jax.random.split(key)
+        drives, starts, noises = draw(draw_key, stage.num_logs)
+        keys = jax.random.split(fresh_key, (stage.num_logs, stage.length))
+        fresh = jax.vmap(jax.vmap(random_start))(keys, drives.states[..., :3])
+        return rollouts(dt, drives, starts, noises, fresh)
 
     def loss(dt, batch):
         return forward_kl(dt, model, batch, 8.0) + _position_loss(dt, model, batch)
@@ -144,49 +163,67 @@ def _train_stage(
     return fit(
         fit_key,
         network,
-        lambda key, dt: rollouts(dt, *draw(key, stage.num_logs)),
+        pool,
         loss,
         schedule(stage.peak, stage.num_chunks * steps_per_chunk),
         num_chunks=stage.num_chunks,
         steps_per_chunk=steps_per_chunk,
-        batch_size=384,
+        batch_size=256,
         validate=lambda dt: loss(dt, rollouts(dt, *held_out)),
         checkpoint=checkpoint,
     )
 
 
-def random_start(key: Key, pose: Float[Array, "3"], num_components: int = 10) -> GaussianMixture:
-    """Returns what a filter may know at first: the pose, or a place within metres and no heading.
+def guessed(key: Key, noise: robot.Noise) -> robot.Noise:
+    """Returns the noise as a fit to some ranges may find it, within a factor of 2."""
+    draws = jnp.exp(0.5 * jax.random.normal(key, (3,)))
+    heading, along, jitter = draws * jnp.stack([noise.heading, noise.along, noise.jitter])
+    return noise._replace(heading=heading, along=along, jitter=jitter)
 
-    Half of the logs start known, the others with evenly spaced headings about a place whose spread
-    is drawn between half a metre and 8 m. The true pose is a draw from what is returned. A known
-    start has any number of components, the other slots are empty, so that the network serves any.
+
+def random_start(key: Key, pose: Float[Array, "3"], num_components: int = 8) -> GaussianMixture:
+    """Returns what a filter may know at first; the true pose is a draw from it.
+
+    Most logs start at a known pose. The others start with components at any headings, for half of
+    them about one place, for half at places of their own metres apart. A known start has any number
+    of components, the other slots are empty, so that the network serves any.
     """
-    known_key, choice_key, spread_key, place_key, turn_key, count_key = jax.random.split(key, 6)
+    known_key, choice_key, place_key, count_key = jax.random.split(key, 4)
     sd = jnp.array([0.1, 0.1, 0.03])
     known = robot.known_start(pose + sd * jax.random.normal(known_key, (3,)), None, num_components)
     alive = jnp.arange(num_components) < jax.random.randint(count_key, (), 1, num_components + 1)
     weights = jax.nn.log_softmax(jnp.where(alive, known.log_weights, -jnp.inf))
     known = GaussianMixture(weights, known.means, known.chols)
-    scale = jnp.exp(jax.random.uniform(spread_key, minval=np.log(0.5), maxval=np.log(8.0)))
-    place = pose[:2] + scale * jax.random.normal(place_key, (2,))
+    lost = _lost(place_key, pose, num_components)
+    choice = jax.random.bernoulli(choice_key, 0.6)
+    return jax.tree.map(lambda a, b: jnp.where(choice, a, b), known, lost)
+
+
+def _lost(key: Key, pose: Float[Array, "3"], num_components: int) -> GaussianMixture:
+    """Returns equally likely components, of the first of which the pose is a draw.
+
+    The network treats all components alike, so it does not matter which one that is.
+    """
+    keys = jax.random.split(key, 6)
+    apart = log_uniform(keys[0], 0.5, 15.0)
+    single = jax.random.bernoulli(keys[1])
+    within = jnp.where(single, jnp.minimum(apart, 8.0), apart * log_uniform(keys[2], 0.15, 0.8))
+    spread = jnp.where(single, 0, apart)
+    offsets = spread * jax.random.normal(keys[3], (num_components, 2))
+    sds = jnp.array([0, 0, np.pi / num_components, *robot.CALIBRATION_SD]).at[:2].set(within)
     turns = 2 * np.pi * jnp.arange(num_components) / num_components
-    headings = pose[2] + 2 * np.pi * (jax.random.uniform(turn_key) - 0.5) + turns
+    # Where each turn lies beside each place is left to chance.
+    turns = jnp.concatenate([turns[:1], jax.random.permutation(keys[4], turns[1:])])
+    draw = sds[:3] * jax.random.normal(keys[5], (3,))
+    places = pose[:2] + draw[:2] + offsets - offsets[0]
+    headings = pose[2] + draw[2] + turns
     # The truth's own turn of the circle counts, so headings lie within half a turn of it.
     headings = pose[2] + (headings - pose[2] + np.pi) % (2 * np.pi) - np.pi
-    means = jnp.concatenate(
-        [
-            jnp.broadcast_to(place, (num_components, 2)),
-            headings[:, None],
-            jnp.broadcast_to(known.means.mean(0)[3:], (num_components, 3)),
-        ],
-        axis=1,
-    )
-    sds = jnp.array([0, 0, np.pi / num_components, *robot.CALIBRATION_SD]).at[:2].set(scale)
-    chols = jnp.broadcast_to(jnp.diag(sds), known.chols.shape)
-    unknown = GaussianMixture(jnp.full(num_components, -np.log(num_components)), means, chols)
-    choice = jax.random.bernoulli(choice_key)
-    return jax.tree.map(lambda a, b: jnp.where(choice, a, b), known, unknown)
+    calibration = jnp.array([0.0, 0.0, robot.Noise().log_range])
+    calibration = jnp.broadcast_to(calibration, (num_components, 3))
+    means = jnp.concatenate([places, headings[:, None], calibration], axis=1)
+    chols = jnp.broadcast_to(jnp.diag(sds), (num_components, sds.size, sds.size))
+    return GaussianMixture(jnp.full(num_components, -np.log(num_components)), means, chols)
 
 
 def _position_loss(dt, model, batch) -> Float[Array, ""]:

@@ -11,8 +11,8 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from bayesinf.fusion.log import Log, segments, truth_at
-from bayesinf.fusion.methods import Track
 from bayesinf.fusion.report import errors, moments, pruned
+from bayesinf.fusion.track import Track
 
 NETWORK = "distribution_transformer"
 # Colours of Okabe and Ito, which the colour-blind can tell apart; dashes for print in grey.

@@ -29,7 +29,7 @@ SCORE_BOUND = 1e12
 FACTOR_BOUND = 1e9
 LOG_DENSITY_BOUND = 1e12
 # Plain floats: a NumPy scalar would turn single precision into double where that is enabled.
-_RADIUS = math.sqrt(3)
+RADIUS = math.sqrt(3)
 LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -128,9 +128,9 @@ def _curvature(log_density: Callable, origin: Float[Array, " d"]) -> Float[Array
     usable = jnp.all(jnp.isfinite(hessian))
     values, vectors = jnp.linalg.eigh(-jnp.where(usable, hessian, 0))
     projected = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    steps = _RADIUS * jnp.eye(origin.size, dtype=origin.dtype)
+    steps = RADIUS * jnp.eye(origin.size, dtype=origin.dtype)
     around = jax.vmap(log_density)(jnp.concatenate([steps, -steps])).reshape(2, -1).sum(0)
-    second = jnp.maximum((2 * log_density(origin) - around) / _RADIUS**2, 0)
+    second = jnp.maximum((2 * log_density(origin) - around) / RADIUS**2, 0)
     differences = jnp.diag(jnp.sqrt(jnp.where(jnp.isfinite(second), second, 0)))
     return jnp.where(values[-1] > jnp.finfo(values.dtype).eps, projected, differences)
 
@@ -160,4 +160,4 @@ def sigma_points(dim: int) -> Float[np.ndarray, "s {dim}"]:
     axes = np.eye(dim)
     rows, columns = np.tril_indices(dim, -1)
     pairs = [a * axes[rows] + b * axes[columns] for a, b in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
-    return _RADIUS * np.concatenate([axes, -axes, *pairs])
+    return RADIUS * np.concatenate([axes, -axes, *pairs])

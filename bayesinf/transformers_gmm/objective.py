@@ -11,6 +11,9 @@ from bayesinf.distributions.gmm import GaussianMixture
 from bayesinf.kalman.filter import Method, Readings
 from bayesinf.programs.state_space import Frame, StateSpace
 
+# Nats below which a filter has lost the true state.
+LOST = 12.0
+
 
 class Example(NamedTuple):
     """A prior as the filter met it, the readings that followed, and the true state."""
@@ -26,20 +29,26 @@ def on_policy(
     states: Float[Array, "t d"],
     frames: Frame,
     belief: GaussianMixture,
+    fresh: GaussianMixture | None = None,
 ) -> Example:
     """Returns the examples (leading time axis) that a filter meets along one simulated log.
 
     Trained on these, the network learns from the priors that it makes itself, which is what keeps
-    long runs from drifting (Ross et al. 2011 call it dataset aggregation).
+    long runs from drifting (Ross et al. 2011 call it dataset aggregation). A filter that is lost
+    teaches nothing, so with `fresh`, a belief for every time, it goes on from that wherever its
+    posterior leaves the true state a log density below `-LOST`.
     """
 
     def meet(belief, moment):
-        state, frame = moment
+        state, frame, fresh = moment
         prior = method.predict(model, belief, frame)
         posterior, _ = method.update(model, prior, frame.readings)
+        if fresh is not None:
+            found = posterior.log_prob(state) > -LOST
+            posterior = jax.tree.map(lambda a, b: jnp.where(found, a, b), posterior, fresh)
         return posterior, Example(prior, frame.readings, state)
 
-    return jax.lax.scan(meet, belief, (states, frames))[1]
+    return jax.lax.scan(meet, belief, (states, frames, fresh))[1]
 
 
 def forward_kl(dt, model: StateSpace, batch: Example, ceiling: float = 6.0) -> Float[Array, ""]:

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 
 from bayesinf.fusion import report
 from bayesinf.fusion.log import Log, truth_at
-from bayesinf.fusion.methods import Track
+from bayesinf.fusion.track import Track
 from bayesinf.plots.fusion import track_figure
 
 NETWORK = "distribution_transformer"

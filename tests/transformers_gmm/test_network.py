@@ -22,13 +22,15 @@ from bayesinf.transformers_gmm.objective import Example, forward_kl
 
 
 def wild(dim, sensors=("range", "count")):
-    """Returns a random network with heads 30 times as large as an ordinary layer's."""
+    """Returns a random network with heads up to 30 times as large as an ordinary layer's."""
     dt = DistributionTransformer(
         jax.random.key(dim), dim, sensors, width=16, num_blocks=1, num_heads=2
     )
-    # The component head starts at a hundredth of an ordinary layer.
-    dt = eqx.tree_at(lambda dt: dt.component_head.weight, dt, replace_fn=lambda w: 3000 * w)
-    return eqx.tree_at(lambda dt: dt.view_head.layers[-1].weight, dt, replace_fn=lambda w: 30 * w)
+    # The heads of the components start at a hundredth of an ordinary layer.
+    dt = eqx.tree_at(lambda dt: dt.head.linear.weight, dt, replace_fn=lambda w: 3000 * w)
+    # What the last one sees carries the rounding of the first, so it may be 5 times as large.
+    dt = eqx.tree_at(lambda dt: dt.last_head.linear.weight, dt, replace_fn=lambda w: 500 * w)
+    return eqx.tree_at(lambda dt: dt.view_head.layers[-1].weight, dt, replace_fn=lambda w: 100 * w)
 
 
 @eqx.filter_jit
@@ -474,5 +476,9 @@ def test_gradients_are_finite_where_readings_are_missing_or_linear():
         by(empty, *absent)
         assert jnp.abs(by(prior, *absent)[1].means).max() > 0
     by_network, _ = by(prior)
-    for head in (by_network.component_head.weight, by_network.view_head.layers[0].weight):
+    for head in (
+        by_network.head.linear.weight,
+        by_network.last_head.linear.weight,
+        by_network.view_head.layers[0].weight,
+    ):
         assert jnp.abs(head).max() > 0

@@ -1,0 +1,88 @@
+"""Tracks of filters: blocks of one shape change nothing, and components are let go when found."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayesinf.fusion import robot, track
+from bayesinf.fusion.methods import ONE, one_gaussian
+from bayesinf.fusion.noise import START, fit_noise, odometry_noise, whole_noise
+from bayesinf.fusion.simulated_robot import drive
+from bayesinf.fusion.track import Program, Sizes, filter_track, follow, settle
+from bayesinf.kalman import extended
+
+LENGTH = 100
+
+
+@pytest.fixture(scope="module")
+def log():
+    return jax.jit(partial(drive, length=LENGTH))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def ekf():
+    return Program(extended)
+
+
+def start(log):
+    return one_gaussian(robot.known_start(np.asarray(log.start)))
+
+
+def test_a_track_in_blocks_is_the_track_in_one_go(log, ekf):
+    assert LENGTH % track.BLOCK
+    belief, noise = start(log), jax.tree.map(jnp.asarray, robot.Noise())
+    whole = jax.jit(partial(follow, extended))(noise, log.frames, belief)[1]
+    pieces = filter_track(ekf, robot.Noise(), log.frames, belief, ONE)
+    for name in ("log_weights", "means", "chols", "log_scores"):
+        one, other = getattr(whole, name), getattr(pieces, name)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert pieces.us_per_update > 0
+
+
+def test_noise_is_an_argument_of_a_compiled_program(log, ekf):
+    """One program serves every noise, and the noise matters."""
+    belief = start(log)
+    before = len(ekf._compiled)
+    scores = [
+        np.nansum(filter_track(ekf, noise, log.frames, belief, ONE).log_scores)
+        for noise in (robot.Noise(), robot.Noise(0.05, 0.5, 0.2), robot.Noise())
+    ]
+    assert len(ekf._compiled) <= max(before, 1)
+    assert scores[0] == scores[2] != scores[1]
+
+
+def test_a_filter_narrows_as_it_learns(log):
+    wide = track.narrowed(robot.known_start(np.asarray(log.start), num_components=6), 6)
+    bank = Program(extended)
+    sizes = Sizes(16, 4, 2)
+    stages = list(track.stages(bank, robot.Noise(), log.frames, wide, sizes))
+    assert [stage.end for stage in stages] == [16, 80, LENGTH]
+    assert [stage.piece.log_scores.size for stage in stages] == [16, 64, 20]
+    assert [stage.piece.log_weights.shape[1] for stage in stages] == [6, 4, 2]
+    found, end = settle(bank, robot.Noise(), log.frames, wide, sizes)
+    assert (found.num_components, end) == (2, 80)
+    full = filter_track(bank, robot.Noise(), log.frames, wide, sizes)
+    assert full.log_weights.shape == (LENGTH, 6)
+    np.testing.assert_allclose(np.exp(full.log_weights).sum(1), 1, rtol=1e-5)
+
+
+def test_oracle_the_search_for_noise_finds_the_top():
+    top = START + np.array([0.8, -0.7, 0.5, 0.3])
+    found = fit_noise(lambda v: -np.sum((v - top) ** 2), START, 300)
+    np.testing.assert_allclose(found, top, atol=1e-3)
+    # The control: where a noise breaks the filter down the search does not go.
+    found = fit_noise(
+        lambda v: np.nan if v[0] > START[0] + 0.1 else -np.sum((v - top) ** 2), START, 300
+    )
+    assert found[0] <= START[0] + 0.1
+
+
+def test_noise_is_held_or_left_open():
+    open_noise, held = odometry_noise(START[:3]), whole_noise(START)
+    np.testing.assert_allclose(open_noise[:3], np.exp(START[:3]))
+    assert open_noise[3:] == robot.Noise()[3:]
+    assert held.log_range == START[3]
+    assert held.log_range_spread < 0.01
