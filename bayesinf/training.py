@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bayesinf.types import Key
 
+AVERAGE = 0.99
 Network = TypeVar("Network", bound=PyTree)
 
 
@@ -37,6 +38,7 @@ class TrainingState(NamedTuple):
     """Everything that a resumed run needs, and so everything that a checkpoint holds."""
 
     params: PyTree
+    average: PyTree
     opt_state: PyTree
     best: PyTree
     best_score: Float[Array, ""]
@@ -67,6 +69,10 @@ def fit(
     may use the network as it stands, so examples may come from its own rollouts (on-policy) or from
     a meta-prior alone.
 
+    What pool and validation meet, and what is returned, is the running average of the steps'
+    networks (Polyak and Juditsky 1992) over the last `1 / (1 - AVERAGE)` or so. With the newest
+    network on-policy training can swing: each pool then shows the reverse of the last one's faults.
+
     With `validate`, a loss on held-out problems, the best network of all chunks is returned, and
     training ends early once `patience` chunks bring no better one. With `checkpoint`, a file, the
     state is written after every chunk, and a run that was killed goes on from there to the same
@@ -89,7 +95,9 @@ def fit(
         jnp.full(num_chunks, jnp.nan), jnp.full(num_chunks, jnp.nan), jnp.zeros(num_chunks, int)
     )
     infinity, zero = jnp.full((), jnp.inf), jnp.zeros((), int)
-    state = TrainingState(params, optimizer.init(params), params, infinity, zero, zero, empty)
+    state = TrainingState(
+        params, params, optimizer.init(params), params, infinity, zero, zero, empty
+    )
     state = _strong(state)
     if checkpoint is not None and Path(checkpoint).exists():
         state = _resume(checkpoint, state)
@@ -97,23 +105,29 @@ def fit(
     @jax.jit
     def train_chunk(key: Key, state: TrainingState) -> TrainingState:
         pool_key, steps_key = jax.random.split(jax.random.fold_in(key, state.chunk))
-        examples = pool(pool_key, eqx.combine(state.params, static))
+        examples = pool(pool_key, eqx.combine(state.average, static))
         size = jax.tree.leaves(examples)[0].shape[0]
 
         def step(carry, key):
-            params, opt_state = carry
+            params, average, opt_state, count = carry
             rows = jax.random.randint(key, (batch_size,), 0, size)
             batch = jax.tree.map(lambda leaf: leaf[rows], examples)
             value, grads = jax.value_and_grad(lambda p: loss(eqx.combine(p, static), batch))(params)
             updates, new_opt_state = optimizer.update(grads, opt_state, params)
             finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
-            proposed = (optax.apply_updates(params, updates), new_opt_state)
+            new_params = optax.apply_updates(params, updates)
+            # The window grows with the steps, so that a short training forgets its start.
+            share = jnp.maximum(1 - AVERAGE, 9 / (9 + count))
+            new_average = optax.incremental_update(new_params, average, share)
+            proposed = (new_params, new_average, new_opt_state, count + 1)
             carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, carry)
             return carry, jnp.where(finite, value, jnp.nan)
 
         keys = jax.random.split(steps_key, steps_per_chunk)
-        (params, opt_state), losses = jax.lax.scan(step, (state.params, state.opt_state), keys)
-        score = jnp.nan if validate is None else validate(eqx.combine(params, static))
+        count = (state.chunk * steps_per_chunk + 1).astype(jax.tree.leaves(state.params)[0].dtype)
+        first = (state.params, state.average, state.opt_state, count)
+        (params, average, opt_state, _), losses = jax.lax.scan(step, first, keys)
+        score = jnp.nan if validate is None else validate(eqx.combine(average, static))
         better = (score < state.best_score) | (validate is None)
         history = History(
             state.history.loss.at[state.chunk].set(jnp.nanmean(losses)),
@@ -122,8 +136,9 @@ def fit(
         )
         new_state = TrainingState(
             params,
+            average,
             opt_state,
-            jax.tree.map(lambda new, old: jnp.where(better, new, old), params, state.best),
+            jax.tree.map(lambda new, old: jnp.where(better, new, old), average, state.best),
             jnp.where(better, score, state.best_score),
             jnp.where(better, 0, state.stale + 1),
             state.chunk + 1,

@@ -128,6 +128,12 @@ def fall(line, batch):
     return line.weight[0] + jnp.where(flag == 1, jnp.nan, 0) + 0 * kink
 
 
+@pytest.fixture
+def newest(monkeypatch):
+    """Makes the running average the newest network, whose weight is a plain count."""
+    monkeypatch.setattr(training, "AVERAGE", 0.0)
+
+
 def fit_fall(flags, **others):
     sizes = {"num_chunks": 4, "steps_per_chunk": 16, "batch_size": 1, **others}
     return fit(
@@ -136,12 +142,21 @@ def fit_fall(flags, **others):
     )  # fmt: skip
 
 
-def test_steps_that_are_not_finite_are_skipped_and_counted():
+def test_steps_that_are_not_finite_are_skipped_and_counted(newest):
     line, history = fit_fall([0, 0, 0, 0, 0, 0, 1, 2])
     skipped = int(history.skipped.sum())
     assert 0 < skipped < 32
     assert line.weight[0] == -RATE * (64 - skipped)
     assert np.isfinite(history.loss).all()
+
+
+def test_what_is_returned_is_the_running_average():
+    line, _ = fit_fall([0], num_chunks=1, steps_per_chunk=40)
+    average = 0.0
+    for step in range(1, 41):
+        average += max(1 - training.AVERAGE, 9 / (9 + step)) * (-RATE * step - average)
+    np.testing.assert_allclose(line.weight[0], average, rtol=1e-5)
+    assert average > -RATE * 39  # and not the newest
 
 
 @pytest.mark.parametrize("flag", [1, 2], ids=["loss", "gradient"])
@@ -152,7 +167,7 @@ def test_it_stops_when_they_persist(flag):
         fit_fall([flag])
 
 
-def test_early_stopping_returns_the_best_network():
+def test_early_stopping_returns_the_best_network(newest):
     # After chunk c the weight is -2 (c + 1): chunk 2 is the best, two more are waited for.
     line, history = fit_fall(
         [0], num_chunks=20, patience=2, validate=lambda line: jnp.abs(line.weight[0] + 6.5)

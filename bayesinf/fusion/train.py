@@ -102,7 +102,7 @@ class Stage(NamedTuple):
 
 # A filter that is lost teaches little, so short logs come first; long ones then teach what the
 # belief of a long run looks like.
-CURRICULUM = (Stage(200, 32, 160, 1e-3), Stage(120, 20, 320, 5e-4))
+CURRICULUM = (Stage(200, 32, 160, 7e-4), Stage(120, 20, 320, 4e-4))
 
 
 def train_robot(
@@ -155,8 +155,10 @@ def _train_stage(
         fresh = jax.vmap(jax.vmap(random_start))(keys, drives.states[..., :3])
         return rollouts(dt, drives, starts, noises, fresh)
 
+    # A filter that tracks is far below these ceilings. One that does not counts little: else the
+    # network learns to distrust all readings, which helps the lost and loses the others.
     def loss(dt, batch):
-        return forward_kl(dt, model, batch, 8.0) + _position_loss(dt, model, batch)
+        return forward_kl(dt, model, batch, 0.0) + _position_loss(dt, model, batch, 2.0)
 
     held_out = draw(valid_key, 16)
     steps_per_chunk = 16
@@ -226,11 +228,11 @@ def _lost(key: Key, pose: Float[Array, "3"], num_components: int) -> GaussianMix
     return GaussianMixture(jnp.full(num_components, -np.log(num_components)), means, chols)
 
 
-def _position_loss(dt, model, batch) -> Float[Array, ""]:
+def _position_loss(dt, model, batch, ceiling) -> Float[Array, ""]:
     """Returns the mean negative log density of the true position, which is what gets scored."""
 
     def one(example):
         posterior = dt(model, example.prior, example.readings).marginal([0, 1])
         return -posterior.log_prob(example.state[:2])
 
-    return jnp.mean(compress(jax.vmap(one)(batch), 6.0))
+    return jnp.mean(compress(jax.vmap(one)(batch), ceiling))

@@ -1,6 +1,5 @@
 """The layers of the Distribution Transformer: how components look, and what they then correct."""
 
-import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
+from bayesinf.transformers_gmm.views import root
 from bayesinf.types import Key
 
 # How far the heads may reach: whitened shift, log scale, log weight.
@@ -85,7 +85,11 @@ class Corrections(NamedTuple):
 
 
 class Head(eqx.Module):
-    """From a component's token to its corrections, none where the gate is shut."""
+    """From a component's token to its corrections, none where the gate is shut.
+
+    Along each axis they reach as far as the readings' influence there: a posterior component keeps
+    its prior's law of what the readings do not depend on, given what they do.
+    """
 
     norm: eqx.nn.LayerNorm
     linear: eqx.nn.Linear
@@ -97,10 +101,21 @@ class Head(eqx.Module):
         small = (0.1 * linear.weight, jnp.zeros(linear.weight.shape[0]))
         self.linear = eqx.tree_at(lambda layer: (layer.weight, layer.bias), linear, small)
 
-    def __call__(self, token: Float[Array, " width"], opening: Float[Array, ""]) -> Corrections:
+    def __call__(
+        self,
+        token: Float[Array, " width"],
+        opening: Float[Array, ""],
+        influence: Float[Array, " d"],
+    ) -> Corrections:
         raw = opening * jnp.tanh(GAIN * self.linear(self.norm(token)))
-        # dim + dim (dim + 1) / 2 + 1 numbers
-        dim = (math.isqrt(8 * raw.size + 1) - 3) // 2
+        dim = influence.size
         shift, log_scale, shear, log_weight = jnp.split(raw, [dim, 2 * dim, raw.size - 1])
         lower = jnp.zeros((dim, dim), raw.dtype).at[np.tril_indices(dim, -1)].set(shear)
-        return Corrections(SHIFT * shift, log_scale, lower, LOG_WEIGHT * log_weight[0])
+        # A reading that says nothing along an axis must leave it alone, given the axes before it.
+        reach = root(influence / (1 + influence))
+        return Corrections(
+            SHIFT * reach * shift,
+            reach**2 * log_scale,
+            reach[:, None] * lower * reach,
+            LOG_WEIGHT * log_weight[0],
+        )

@@ -132,6 +132,7 @@ class DistributionTransformer(eqx.Module):
         quadratics = [stack.quadratic for stack in stacks]
         misfits = jnp.concatenate([stack.misfit for stack in stacks], axis=1)
         openings = gate(root(jnp.sum(misfits**2, axis=1)))
+        influence = jnp.concatenate([stack.influence for stack in stacks], axis=1).sum(axis=1)
 
         sights = self._sights(readings, stacks)
         present = jnp.concatenate([reading.mask for reading in readings.values()])
@@ -143,7 +144,7 @@ class DistributionTransformer(eqx.Module):
         temperatures = self._temperatures(tokens, sights, stacks)
         # Tempering is relative to the best component, so it does not depend on units.
         levels = [_best_level(quadratic.log_density, alive) for quadratic in quadratics]
-        corrections = jax.vmap(self.head)(tokens, openings)
+        corrections = jax.vmap(self.head)(tokens, openings, influence)
 
         def component(mean, chol, quadratics, levels, temperatures, corrections):
             tempered = [
@@ -164,7 +165,7 @@ class DistributionTransformer(eqx.Module):
         # second update: corrected by what is left between the first and its target
         tokens = tokens + jax.vmap(self.look_embedding)(_look(model, readings, prior, first))
         tokens = self.last_block(tokens, jnp.concatenate(sights, axis=1), present, alive)
-        corrections = jax.vmap(self.last_head)(tokens, openings)
+        corrections = jax.vmap(self.last_head)(tokens, openings, influence)
         means, chols, log_weights = jax.vmap(Corrections.apply)(
             corrections, prior.chols, first.means, first.chols, first.log_weights
         )
@@ -180,7 +181,7 @@ class DistributionTransformer(eqx.Module):
 
     def _temperatures(self, tokens, sights, stacks: list[View]) -> list[Float[Array, "k r"]]:
         def temperature(token, sight, misfit):
-            raw = jnp.tanh(3 * GAIN * self.view_head(jnp.concatenate([token, sight]))[0])
+            raw = jnp.tanh(GAIN * self.view_head(jnp.concatenate([token, sight]))[0])
             return jnp.exp(-gate(misfit) * TEMPERING * jax.nn.sigmoid(3 * raw - 3))
 
         per_view = jax.vmap(jax.vmap(temperature, in_axes=(None, 0, 0)))

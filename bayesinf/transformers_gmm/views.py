@@ -30,11 +30,13 @@ class View(NamedTuple):
     Attributes:
         quadratic: the local quadratic of the reading's log density, zero where it is missing.
         misfit: root mean square departure of the log density from it over sigma points, in nats.
+        influence: how much the reading says along each axis, squared and summed, in nats.
         features: what the network reads of it.
     """
 
     quadratic: Quadratic
     misfit: Float[Array, ""]
+    influence: Float[Array, " d"]
     features: Float[Array, " features"]
 
 
@@ -64,18 +66,24 @@ def view(
     misfit = _above(misfit, _rounding(quadratic, nodes, mean, chol))
 
     dim = mean.size
-    information = (quadratic.factor.T @ quadratic.factor)[np.tril_indices(dim)]
+    information = quadratic.factor.T @ quadratic.factor
     pp, pm, mp, mm = residual[2 * dim :].reshape(4, -1)
+    axes, pairs = residual[: 2 * dim], (pp - pm - mp + mm) / 4
+    rows, columns = np.tril_indices(dim, -1)
+    influence = quadratic.score**2 + jnp.diagonal(information)
+    influence = influence + jnp.sum(axes.reshape(2, dim) ** 2, axis=0)
+    influence = influence.at[rows].add(pairs**2).at[columns].add(pairs**2)
     features = jnp.concatenate(
         [
             jnp.arcsinh(quadratic.score),
-            jnp.arcsinh(information),
-            jnp.arcsinh(residual[: 2 * dim]),
-            jnp.arcsinh((pp - pm - mp + mm) / 4),
+            jnp.arcsinh(information[np.tril_indices(dim)]),
+            jnp.arcsinh(axes),
+            jnp.arcsinh(pairs),
             jnp.log(misfit + GATE)[None],
         ]
     )
-    return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), View(quadratic, misfit, features))
+    seen = View(quadratic, misfit, influence, features)
+    return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), seen)
 
 
 def _rounding(
