@@ -14,9 +14,6 @@ from bayesinf.types import Key
 
 # How far the heads may reach: whitened shift, log scale, log weight.
 SHIFT, LOG_SCALE, LOG_WEIGHT = 2.0, 1.2, 4.0
-# By how much, in logs, an update may widen a component beyond its prior. Without a bound a filter
-# that has lost its target blows up by a power of the number of steps.
-GROWTH = 0.1
 # What a head's layer says counts by so much. A filter does not survive corrections that are a
 # little off at every step, so a head has to move slowly while the rest of the network learns.
 GAIN = 0.1
@@ -76,9 +73,12 @@ class Corrections(NamedTuple):
         chol: Float[Array, "d d"],
         log_mass: Float[Array, ""],
     ) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, ""]]:
-        """Returns the corrected component; each axis may take back what the readings shrank."""
-        room = jnp.log(jnp.diagonal(prior_chol) / jnp.diagonal(chol)) + GROWTH
-        room = jnp.clip(room, 0, LOG_SCALE)
+        """Returns the corrected component; each axis may take back what the readings shrank.
+
+        No axis grows beyond its prior. One step gains from a little growth wherever a belief is
+        too sure of itself, but over a log it compounds, and the filter ends knowing nothing.
+        """
+        room = jnp.clip(jnp.log(jnp.diagonal(prior_chol) / jnp.diagonal(chol)), 0, LOG_SCALE)
         scale = jnp.exp(jnp.where(self.log_scale > 0, room, LOG_SCALE) * self.log_scale)
         stretch = jnp.diag(scale) + (room / LOG_SCALE)[:, None] * self.shear
         return mean + chol @ self.shift, chol @ stretch, log_mass + self.log_weight
@@ -111,11 +111,13 @@ class Head(eqx.Module):
         dim = influence.size
         shift, log_scale, shear, log_weight = jnp.split(raw, [dim, 2 * dim, raw.size - 1])
         lower = jnp.zeros((dim, dim), raw.dtype).at[np.tril_indices(dim, -1)].set(shear)
-        # A reading that says nothing along an axis must leave it alone, given the axes before it.
-        reach = root(influence / (1 + influence))
+        # Not its root: what a correction adds up to over many weak readings then stays bounded,
+        # for the information that counters it grows as fast.
+        reach = influence / (1 + influence)
+        between = root(reach)
         return Corrections(
             SHIFT * reach * shift,
-            reach**2 * log_scale,
-            reach[:, None] * lower * reach,
-            LOG_WEIGHT * log_weight[0],
+            reach * log_scale,
+            between[:, None] * lower * between,
+            LOG_WEIGHT * jnp.max(reach) * log_weight[0],
         )

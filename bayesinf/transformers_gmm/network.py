@@ -132,7 +132,6 @@ class DistributionTransformer(eqx.Module):
         quadratics = [stack.quadratic for stack in stacks]
         misfits = jnp.concatenate([stack.misfit for stack in stacks], axis=1)
         openings = gate(root(jnp.sum(misfits**2, axis=1)))
-        influence = jnp.concatenate([stack.influence for stack in stacks], axis=1).sum(axis=1)
 
         sights = self._sights(readings, stacks)
         present = jnp.concatenate([reading.mask for reading in readings.values()])
@@ -142,6 +141,13 @@ class DistributionTransformer(eqx.Module):
 
         # first update: linearised, tempered, corrected
         temperatures = self._temperatures(tokens, sights, stacks)
+        influence = jnp.concatenate(
+            [
+                temperature[..., None] * stack.influence
+                for temperature, stack in zip(temperatures, stacks, strict=True)
+            ],
+            axis=1,
+        ).sum(axis=1)
         # Tempering is relative to the best component, so it does not depend on units.
         levels = [_best_level(quadratic.log_density, alive) for quadratic in quadratics]
         corrections = jax.vmap(self.head)(tokens, openings, influence)
