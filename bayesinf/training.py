@@ -69,9 +69,8 @@ def fit(
     may use the network as it stands, so examples may come from its own rollouts (on-policy) or from
     a meta-prior alone.
 
-    What pool and validation meet, and what is returned, is the running average of the steps'
-    networks (Polyak and Juditsky 1992) over the last `1 / (1 - AVERAGE)` or so. With the newest
-    network on-policy training can swing: each pool then shows the reverse of the last one's faults.
+    What is validated and returned is the running average of the steps' networks (Polyak and
+    Juditsky 1992), over the last `1 / (1 - AVERAGE)` of them or so. The pool meets the newest.
 
     With `validate`, a loss on held-out problems, the best network of all chunks is returned, and
     training ends early once `patience` chunks bring no better one. With `checkpoint`, a file, the
@@ -105,7 +104,7 @@ def fit(
     @jax.jit
     def train_chunk(key: Key, state: TrainingState) -> TrainingState:
         pool_key, steps_key = jax.random.split(jax.random.fold_in(key, state.chunk))
-        examples = pool(pool_key, eqx.combine(state.average, static))
+        examples = pool(pool_key, eqx.combine(state.params, static))
         size = jax.tree.leaves(examples)[0].shape[0]
 
         def step(carry, key):

@@ -318,6 +318,30 @@ UNITS = [
 ]
 
 
+def last_axis(sensor, seed):
+    """Returns how far the last of two axes moves in each component's own frame, given the first."""
+    rng = np.random.default_rng(seed)
+    prior = mixture(rng, 3, 2)
+    model = StateSpace(prior, linear_gaussian(jnp.eye(2), jnp.eye(2)), {"range": sensor})
+    readings = {"range": Reading(jnp.array([1.5]), None, jnp.array([True]))}
+    posterior, _ = update(wild(2), model, prior, readings)
+    whiten = jax.vmap(lambda chol, b: jax.scipy.linalg.solve_triangular(chol, b, lower=True))
+    moved = whiten(prior.chols, (posterior.means - prior.means)[..., None])[:, 1]
+    factors = whiten(prior.chols, posterior.chols)[:, 1]
+    return max(np.abs(moved).max(), np.abs(factors - np.array([0.0, 1.0])).max())
+
+
+def test_oracle_what_no_reading_depends_on_keeps_its_law_given_what_they_do():
+    """p(x, y | reading) = p(x | reading) p(y | x) where the reading depends on x alone."""
+    for seed in range(3):
+        assert last_axis(lambda x, _: dist.Normal(jnp.sqrt(1 + x[0] ** 2), 0.3), seed) < 1e-5
+        # The control: a little of y in the reading, and the law of y given x changes.
+        assert (
+            last_axis(lambda x, _: dist.Normal(jnp.sqrt(1 + x[0] ** 2 + x[1] ** 2), 0.3), seed)
+            > 1e-2
+        )
+
+
 @pytest.mark.parametrize(("unit", "origin"), UNITS)
 def test_other_units_and_origins_give_the_same_answer(dt, unit, origin):
     for seed in range(5):
