@@ -20,7 +20,6 @@ from bayesinf.transformers_gmm.network import DistributionTransformer
 from bayesinf.transformers_gmm.objective import compress, forward_kl, on_policy
 from bayesinf.types import Key
 
-
 # Few: with more the network swings from one pool's faults to their reverse, and back.
 STEPS_PER_CHUNK = 6
 
