@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bayesinf.fusion.log import SHIPPED, Log, LogError, first_ranges, read_log, truth_at
+from bayesinf.fusion.log import Log, first_ranges, truth_at
+from bayesinf.fusion.read import SHIPPED, LogError, read_log
 
 QUICK_RANGES = 800
 TRAINED_ON = {

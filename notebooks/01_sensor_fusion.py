@@ -36,7 +36,8 @@ import numpyro.distributions as dist
 
 import bayesinf as bi
 from bayesinf.fusion import methods, range_bearing, robot
-from bayesinf.fusion.log import first_ranges, read_log, truth_at
+from bayesinf.fusion.log import first_ranges, truth_at
+from bayesinf.fusion.read import read_log
 from bayesinf.programs import Dynamics, StateSpace, reading
 
 INK, NETWORK, EXACT = "#222222", "#0072B2", "#D55E00"

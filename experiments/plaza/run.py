@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bayesinf.fusion import methods, report
-from bayesinf.fusion.log import read_log, truth_at
+from bayesinf.fusion.log import truth_at
+from bayesinf.fusion.read import read_log
 
 SEEDS = (0, 1, 2)
 

@@ -15,7 +15,8 @@ from test_report import random_track
 
 from bayesinf.cli import main
 from bayesinf.fusion import methods, report, train
-from bayesinf.fusion.log import first_ranges, read_log, segments, truth_at
+from bayesinf.fusion.log import first_ranges, segments, truth_at
+from bayesinf.fusion.read import read_log
 from bayesinf.training import History
 from bayesinf.transformers_gmm import DistributionTransformer, zoo
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bayesinf.fusion.log import SHIPPED, Log, LogError, dead_reckoning, read_log, segments, truth_at
+from bayesinf.fusion.log import Log, dead_reckoning, segments, truth_at
+from bayesinf.fusion.read import SHIPPED, LogError, read_log
 
 GOOD = {
     "odom_t": np.array([1.0, 2.0, 3.0, 4.0]),
