@@ -99,7 +99,7 @@ def setting_of(
 ) -> Setting:
     """Returns the setting of frames and a start."""
     quarter = max(int(FIT_SHARE * frames.elapsed.size), 1)
-    known = find(filters.bank, frames, quarter, start, whole_noise(START))
+    known = find(filters.network, frames, quarter, start, robot.Noise())
     return Setting(frames, start, known, filters)
 
 
