@@ -32,6 +32,7 @@ WIDE_PARTICLE_RANGES = 300
 FIT_SHARE = 0.25
 EKF_EVALUATIONS, EVALUATIONS = 120, 25
 NOISE_SPREAD = 0.8
+FIRST = "reading the log"
 
 
 class Programs(NamedTuple):
