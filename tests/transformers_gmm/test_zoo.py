@@ -227,8 +227,8 @@ def test_arrays_that_do_not_match_are_refused(content, tmp_path):
 
 def test_save_refuses_what_load_would(dt, tmp_path):
     path = tmp_path / "bad.npz"
-    spoiled = eqx.tree_at(lambda dt: dt.norm.weight, dt, jnp.full(8, jnp.nan))
-    with pytest.raises(ValueError, match=r"dt\.norm\.weight: NaN or infinite values came"):
+    spoiled = eqx.tree_at(lambda dt: dt.head.norm.weight, dt, jnp.full(8, jnp.nan))
+    with pytest.raises(ValueError, match=r"dt\.head\.norm\.weight: NaN or infinite values came"):
         save(path, spoiled, **ABOUT)
     for figure in (np.nan, object()):
         with pytest.raises(ValueError, match=r"figures: .* numbers by name were expected"):
