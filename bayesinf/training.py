@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bayesinf.types import Key
 
+# What the running average of the networks keeps of itself at every step.
 AVERAGE = 0.99
 Network = TypeVar("Network", bound=PyTree)
 

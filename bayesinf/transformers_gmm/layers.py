@@ -75,8 +75,9 @@ class Corrections(NamedTuple):
     ) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, ""]]:
         """Returns the corrected component; each axis may take back what the readings shrank.
 
-        No axis grows beyond its prior. One step gains from a little growth wherever a belief is
-        too sure of itself, but over a log it compounds, and the filter ends knowing nothing.
+        The factor's diagonal never exceeds the prior's. One step gains from a little growth
+        wherever a belief is too sure of itself, but over a log it compounds, and the filter ends
+        knowing nothing.
         """
         room = jnp.clip(jnp.log(jnp.diagonal(prior_chol) / jnp.diagonal(chol)), 0, LOG_SCALE)
         scale = jnp.exp(jnp.where(self.log_scale > 0, room, LOG_SCALE) * self.log_scale)
@@ -111,8 +112,8 @@ class Head(eqx.Module):
         dim = influence.size
         shift, log_scale, shear, log_weight = jnp.split(raw, [dim, 2 * dim, raw.size - 1])
         lower = jnp.zeros((dim, dim), raw.dtype).at[np.tril_indices(dim, -1)].set(shear)
-        # Not its root: what a correction adds up to over many weak readings then stays bounded,
-        # for the information that counters it grows as fast.
+        # In proportion to the influence, not its root: what corrections add up to over many weak
+        # readings then stays bounded, for the information that counters them grows as fast.
         reach = influence / (1 + influence)
         between = root(reach)
         return Corrections(

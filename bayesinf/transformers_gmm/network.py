@@ -99,6 +99,7 @@ class DistributionTransformer(eqx.Module):
 
     @property
     def num_blocks(self) -> int:
+        """How many blocks come before the first update; one more comes before the second."""
         return len(self.blocks)
 
     @property
@@ -136,8 +137,9 @@ class DistributionTransformer(eqx.Module):
         sights = self._sights(readings, stacks)
         present = jnp.concatenate([reading.mask for reading in readings.values()])
         tokens = jax.vmap(self.component_embedding)(component_features(prior, stacks))
+        seen = jnp.concatenate(sights, axis=1)
         for block in self.blocks:
-            tokens = block(tokens, jnp.concatenate(sights, axis=1), present, alive)
+            tokens = block(tokens, seen, present, alive)
 
         # first update: linearised, tempered, corrected
         temperatures = self._temperatures(tokens, sights, stacks)
@@ -170,7 +172,7 @@ class DistributionTransformer(eqx.Module):
 
         # second update: corrected by what is left between the first and its target
         tokens = tokens + jax.vmap(self.look_embedding)(_look(model, readings, prior, first))
-        tokens = self.last_block(tokens, jnp.concatenate(sights, axis=1), present, alive)
+        tokens = self.last_block(tokens, seen, present, alive)
         corrections = jax.vmap(self.last_head)(tokens, openings, influence)
         means, chols, log_weights = jax.vmap(Corrections.apply)(
             corrections, prior.chols, first.means, first.chols, first.log_weights

@@ -30,7 +30,7 @@ class View(NamedTuple):
     Attributes:
         quadratic: the local quadratic of the reading's log density, zero where it is missing.
         misfit: root mean square departure of the log density from it over sigma points, in nats.
-        influence: how much the reading says along each axis, squared and summed, in nats.
+        influence: what it says along each axis: information, squared score, squared departures.
         features: what the network reads of it.
     """
 
