@@ -33,6 +33,15 @@ def solve_lower(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Arr
     return solved.reshape(b.shape)
 
 
+def product(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
+    """Returns `chol b`."""
+    dim = chol.shape[0]
+    if dim > UNROLLED:
+        return chol @ b
+    scaled = b.reshape(dim, -1)
+    return sum(chol[:, i : i + 1] * scaled[i] for i in range(dim)).reshape(b.shape)
+
+
 def half_log_det(chol: Float[Array, "d d"]) -> Float[Array, ""]:
     """Returns `log det(chol)`, half the log determinant of the covariance `chol chol^T`."""
     return jnp.sum(jnp.log(jnp.diagonal(chol)))

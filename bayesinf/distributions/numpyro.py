@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array, random
-from jax.scipy.special import logsumexp
 from jaxtyping import ArrayLike, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes
 
 from bayesinf.distributions.gmm import GaussianMixture
 
-_TURNS = tuple(2 * math.pi * n for n in range(-2, 3))
+_OTHER_TURNS = tuple(2 * math.pi * n for n in (-2, -1, 1, 2))
 _WIDE = 2.0  # rad; wider than this the Fourier series converges faster than the sum of turns
 
 
@@ -42,8 +41,12 @@ class WrappedNormal(dist.Distribution):
 
     def log_prob(self, value):
         residual = self.residual(value)
-        t = jnp.stack([(residual + turn) / self.scale for turn in _TURNS])
-        narrow = logsumexp(-0.5 * t**2, axis=0) - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)
+        # The turn of the residual itself is the likeliest; the others count relative to it.
+        others = sum(
+            jnp.exp(-turn * (residual + turn / 2) / self.scale**2) for turn in _OTHER_TURNS
+        )
+        log_scale = jnp.log(self.scale) + 0.5 * math.log(2 * math.pi)
+        narrow = -0.5 * (residual / self.scale) ** 2 + jnp.log1p(others) - log_scale
         # The series alternates below zero at small scales, where it is not used.
         scale = jnp.maximum(self.scale, _WIDE)
         series = sum(

@@ -1,5 +1,7 @@
 """The range-bearing filter of the Distribution Transformer paper (its sec. 4.3.1)."""
 
+from functools import reduce
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -19,6 +21,8 @@ MAX_RANGE = 20.0
 BEARING_SD = 0.1
 # What the shipped network was trained with; it takes any other number.
 NUM_COMPONENTS = 8
+# So many of them are merged and split before every update.
+NUM_SPLITS = 2
 
 
 class RangeFinder(dist.MixtureGeneral):
@@ -34,6 +38,11 @@ class RangeFinder(dist.MixtureGeneral):
         parts = [dist.Normal(distance, 0.1 * (distance + 1)), echo, clutter]
         weights = dist.CategoricalProbs(jnp.array([0.7, 0.2, 0.1]))
         super().__init__(weights, parts, support=dist.constraints.real)
+
+    def log_prob(self, value, intermediates=None):
+        # Added one by one, which XLA fuses; reduced over an axis of three it takes five times as long.
+        parts = jnp.moveaxis(self.component_log_probs(value), -1, 0)
+        return reduce(jnp.logaddexp, parts)
 
     def sample(self, key, sample_shape=()):
         return jnp.clip(super().sample(key, sample_shape), 0, MAX_RANGE)

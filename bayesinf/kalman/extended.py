@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from bayesinf.distributions.gmm import GaussianMixture
 from bayesinf.kalman.filter import Info, Method, Readings, reweighted
-from bayesinf.linalg import triangularize
+from bayesinf.linalg import product, triangularize
 from bayesinf.programs.linearize import Quadratic, linearize
 from bayesinf.programs.state_space import Frame, StateSpace
 
@@ -60,7 +60,7 @@ def absorb(
     factor = jnp.concatenate([stack.factor.reshape(-1, mean.size) for stack in stacks])
     level = jnp.concatenate([stack.log_density for stack in stacks]).sum()
     shift, posterior, log_mass = Quadratic(level, score, factor).condition()
-    return mean + chol @ shift, chol @ posterior, log_mass
+    return mean + product(chol, shift), product(chol, posterior), log_mass
 
 
 def update(

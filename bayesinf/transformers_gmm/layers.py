@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
+from bayesinf.linalg import product
 from bayesinf.transformers_gmm.views import root
 from bayesinf.types import Key
 
@@ -82,7 +83,11 @@ class Corrections(NamedTuple):
         room = jnp.clip(jnp.log(jnp.diagonal(prior_chol) / jnp.diagonal(chol)), 0, LOG_SCALE)
         scale = jnp.exp(jnp.where(self.log_scale > 0, room, LOG_SCALE) * self.log_scale)
         stretch = jnp.diag(scale) + (room / LOG_SCALE)[:, None] * self.shear
-        return mean + chol @ self.shift, chol @ stretch, log_mass + self.log_weight
+        return (
+            mean + product(chol, self.shift),
+            product(chol, stretch),
+            log_mass + self.log_weight,
+        )
 
 
 class Head(eqx.Module):
