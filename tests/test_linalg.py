@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayesinf.linalg import half_log_det, posterior_factor, solve_lower, triangularize
+from bayesinf.linalg import half_log_det, posterior_factor, product, solve_lower, triangularize
 
 
 def check_triangle(factor, gram):
@@ -23,6 +23,13 @@ def test_oracle_triangularize_and_posterior_factor(x64, dim):
     check_triangle(jax.jit(posterior_factor)(few), jnp.linalg.inv(jnp.eye(dim) + few.T @ few))
     with pytest.raises(AssertionError):  # negative control: one factor forgotten
         check_triangle(triangularize(a), a @ a.T + b @ b.T)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 12])
+def test_oracle_product(x64, dim):
+    chol, b = jnp.tril(jax.random.normal(jax.random.key(0), (2, dim, dim)))
+    np.testing.assert_allclose(jax.jit(product)(chol, b), chol @ b, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(product(chol, b[:, 0]), chol @ b[:, 0], rtol=1e-12, atol=1e-13)
 
 
 def test_oracle_solve_and_determinant(x64):

@@ -122,8 +122,12 @@ def find(
     found, end = settle(program, noise, cut(frames, 0, 3 * quarter // 4), belief, SIZES)
 
     def restart(noise: robot.Noise) -> GaussianMixture:
+        # The last coordinate, so its row alone says how it depends on the others: not at all.
+        row = jnp.zeros(robot.DIM).at[robot.LOG_NOISE].set(noise.log_range_spread)
         means = found.means.at[:, robot.LOG_NOISE].set(noise.log_range)
-        return GaussianMixture(found.log_weights, means, found.chols)
+        return GaussianMixture(
+            found.log_weights, means, found.chols.at[:, robot.LOG_NOISE].set(row)
+        )
 
     return Known(cut(frames, end, quarter), restart)
 

@@ -10,7 +10,9 @@ from jaxtyping import Float
 
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
 from bayesinf.distributions.numpyro import WrappedNormal
+from bayesinf.kalman.filter import Method
 from bayesinf.programs.state_space import Dynamics, Frame, Reading, StateSpace
+from bayesinf.transformers_gmm import DistributionTransformer, as_method, diversified
 
 # State (px, vx, py, vy), km and km per step.
 AXIS = np.array([[1, 0.6321], [0, 0.3679]])
@@ -89,6 +91,11 @@ def initial(num_components: int) -> GaussianMixture:
         jnp.asarray(START) + points,
         jnp.broadcast_to(within, (num_components, 4, 4)),
     )
+
+
+def network_filter(dt: DistributionTransformer) -> Method:
+    """Returns the filter that the network was trained to be."""
+    return diversified(as_method(dt), NUM_SPLITS)
 
 
 def empty_frames(num_steps: int) -> Frame:

@@ -15,7 +15,6 @@ from bayesinf.fusion import range_bearing, robot
 from bayesinf.fusion.simulated_robot import drive, log_uniform
 from bayesinf.programs.simulate import simulate
 from bayesinf.training import History, fit
-from bayesinf.transformers_gmm.diversity import diversified
 from bayesinf.transformers_gmm.loop import as_method
 from bayesinf.transformers_gmm.network import DistributionTransformer
 from bayesinf.transformers_gmm.objective import compress, forward_kl, on_policy
@@ -54,7 +53,7 @@ def train_range_bearing(
     draw = jax.vmap(lambda key: simulate(key, model, frames))
 
     def rollouts(dt, states, frames, fresh=None):
-        method = diversified(as_method(dt), range_bearing.NUM_SPLITS)
+        method = range_bearing.network_filter(dt)
 
         def one(states, frames, fresh):
             return on_policy(method, model, states, frames, start, fresh)

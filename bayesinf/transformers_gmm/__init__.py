@@ -1,10 +1,11 @@
 """The Distribution Transformer: a network from a mixture prior and readings to the posterior.
 
-`load` gives a trained one, `step`, `run` and `stream` filter with it, `on_policy` and `forward_kl`
-train it in `bayesinf.training.fit`.
+`load` gives a trained one, `step`, `run` and `stream` filter with it, `diversified` keeps a filter's
+components apart, `on_policy` and `forward_kl` train it in `bayesinf.training.fit`.
 """
 
 from bayesinf.transformers_gmm.absolute import AbsoluteTransformer
+from bayesinf.transformers_gmm.diversity import diversified, parted
 from bayesinf.transformers_gmm.loop import as_method, run, step, stream
 from bayesinf.transformers_gmm.network import DistributionTransformer
 from bayesinf.transformers_gmm.objective import Example, forward_kl, on_policy
@@ -17,9 +18,11 @@ __all__ = [
     "as_method",
     "check_model",
     "describe",
+    "diversified",
     "forward_kl",
     "load",
     "on_policy",
+    "parted",
     "run",
     "save",
     "shipped",

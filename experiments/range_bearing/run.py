@@ -134,7 +134,7 @@ def main():
         seconds[name] = time.perf_counter() - begin
 
     for name, method in (
-        ("distribution_transformer", transformers_gmm.as_method(dt)),
+        ("distribution_transformer", range_bearing.network_filter(dt)),
         ("extended_kalman", extended),
     ):
         score(
