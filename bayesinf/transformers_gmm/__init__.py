@@ -1,7 +1,7 @@
 """The Distribution Transformer: a network from a mixture prior and readings to the posterior.
 
-`load` gives a trained one, `step`, `run` and `stream` filter with it, `diversified` keeps a filter's
-components apart, `on_policy` and `forward_kl` train it in `bayesinf.training.fit`.
+`load` gives a trained one, `step`, `run` and `stream` filter with it, `diversified` keeps the
+components of a filter apart, `on_policy` and `forward_kl` train it in `bayesinf.training.fit`.
 """
 
 from bayesinf.transformers_gmm.absolute import AbsoluteTransformer

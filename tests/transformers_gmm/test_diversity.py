@@ -79,7 +79,8 @@ def test_empty_slots_are_filled_and_stay_finite(x64):
     prior = belief(4)
     weights = prior.log_weights.at[1:].set(-jnp.inf).at[0].set(0.0)
     new = parted(model_of(curved), GaussianMixture(weights, prior.means, prior.chols), read(1.0))
-    assert np.isfinite(new.means).all() and np.isfinite(new.chols).all()
+    assert np.isfinite(new.means).all()
+    assert np.isfinite(new.chols).all()
     np.testing.assert_allclose(np.sort(np.exp(new.log_weights)), [0, 0, 0.5, 0.5], atol=1e-12)
     np.testing.assert_allclose(new.mean(), prior.means[0], atol=1e-12)
 
@@ -103,7 +104,8 @@ def test_components_stay_apart_and_run_together_without(x64):
         )
         for method in (diversified(extended), extended)
     ]
-    assert shares[0] > 0.02 and shares[1] < 1e-3
+    assert shares[0] > 0.02
+    assert shares[1] < 1e-3
 
 
 def test_a_number_of_splits_below_one_is_refused():
