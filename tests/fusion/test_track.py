@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bayesinf.fusion import robot, track
-from bayesinf.fusion.methods import ONE, one_gaussian
+from bayesinf.fusion.methods import ONE, SIZES, find, one_gaussian
 from bayesinf.fusion.noise import START, fit_noise, odometry_noise, whole_noise
 from bayesinf.fusion.simulated_robot import drive
 from bayesinf.fusion.track import Program, Sizes, filter_track, follow, settle
@@ -86,3 +86,19 @@ def test_noise_is_held_or_left_open():
     assert open_noise[3:] == robot.Noise()[3:]
     assert held.log_range == START[3]
     assert held.log_range_spread < 0.01
+
+
+def test_noise_is_held_where_a_filter_found_the_robot(log, ekf):
+    """What the filter learned of the ranges' noise on its way does not come along."""
+    noise = whole_noise(START)
+    anywhere = partial(robot.known_start, np.asarray(log.start), num_components=12)
+    known = find(ekf, log.frames, LENGTH, anywhere, robot.Noise())
+    belief = known.start(noise)
+    assert belief.num_components <= SIZES.few
+    assert 0 < known.frames.elapsed.size < LENGTH
+    np.testing.assert_allclose(belief.means[:, robot.LOG_NOISE], noise.log_range, rtol=1e-6)
+    chols = np.asarray(belief.chols)
+    np.testing.assert_array_equal(chols[:, robot.LOG_NOISE, : robot.LOG_NOISE], 0)
+    np.testing.assert_allclose(
+        chols[:, robot.LOG_NOISE, robot.LOG_NOISE], noise.log_range_spread, rtol=1e-6
+    )
