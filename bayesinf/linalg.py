@@ -38,8 +38,11 @@ def product(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Array, 
     dim = chol.shape[0]
     if dim > UNROLLED:
         return chol @ b
-    scaled = b.reshape(dim, -1)
-    return sum(chol[:, i : i + 1] * scaled[i] for i in range(dim)).reshape(b.shape)
+    rows = b.reshape(dim, -1)
+    total = chol[:, :1] * rows[0]
+    for i in range(1, dim):
+        total = total + chol[:, i : i + 1] * rows[i]
+    return total.reshape(b.shape)
 
 
 def half_log_det(chol: Float[Array, "d d"]) -> Float[Array, ""]:
