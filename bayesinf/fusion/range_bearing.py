@@ -10,9 +10,7 @@ from jaxtyping import Float
 
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
 from bayesinf.distributions.numpyro import WrappedNormal
-from bayesinf.kalman.filter import Method
 from bayesinf.programs.state_space import Dynamics, Frame, Reading, StateSpace
-from bayesinf.transformers_gmm import DistributionTransformer, as_method, diversified
 
 # State (px, vx, py, vy), km and km per step.
 AXIS = np.array([[1, 0.6321], [0, 0.3679]])
@@ -23,8 +21,6 @@ MAX_RANGE = 20.0
 BEARING_SD = 0.1
 # What the shipped network was trained with; it takes any other number.
 NUM_COMPONENTS = 8
-# So many of them are merged and split before every update.
-NUM_SPLITS = 2
 
 
 class RangeFinder(dist.MixtureGeneral):
@@ -42,6 +38,7 @@ class RangeFinder(dist.MixtureGeneral):
         super().__init__(weights, parts, support=dist.constraints.real)
 
     def log_prob(self, value, intermediates=None):
+        del intermediates
         # Added one by one, which XLA fuses; reduced over an axis of three it takes far longer.
         parts = jnp.moveaxis(self.component_log_probs(value), -1, 0)
         return reduce(jnp.logaddexp, parts)
@@ -91,11 +88,6 @@ def initial(num_components: int) -> GaussianMixture:
         jnp.asarray(START) + points,
         jnp.broadcast_to(within, (num_components, 4, 4)),
     )
-
-
-def network_filter(dt: DistributionTransformer) -> Method:
-    """Returns the filter that the network was trained to be."""
-    return diversified(as_method(dt), NUM_SPLITS)
 
 
 def empty_frames(num_steps: int) -> Frame:

@@ -22,6 +22,8 @@ from bayesinf.types import Key
 
 # Few: with more the network swings from one pool's faults to their reverse, and back.
 STEPS_PER_CHUNK = 6
+# Components that the range-bearing filter parts before every update.
+NUM_SPLITS = 2
 
 
 def flatten(examples):
@@ -53,10 +55,8 @@ def train_range_bearing(
     draw = jax.vmap(lambda key: simulate(key, model, frames))
 
     def rollouts(dt, states, frames, fresh=None):
-        method = range_bearing.network_filter(dt)
-
         def one(states, frames, fresh):
-            return on_policy(method, model, states, frames, start, fresh)
+            return on_policy(as_method(dt), model, states, frames, start, fresh)
 
         return flatten(jax.vmap(one)(states, frames, fresh))
 
@@ -78,7 +78,7 @@ def train_range_bearing(
 
     return fit(
         fit_key,
-        DistributionTransformer(network_key, 4, tuple(model.sensors)),
+        DistributionTransformer(network_key, 4, tuple(model.sensors), num_splits=NUM_SPLITS),
         pool,
         lambda dt, batch: forward_kl(dt, model, batch),
         schedule(2e-3, num_chunks * steps_per_chunk),

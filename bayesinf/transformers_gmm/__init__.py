@@ -5,7 +5,7 @@ components of a filter apart, `on_policy` and `forward_kl` train it in `bayesinf
 """
 
 from bayesinf.transformers_gmm.absolute import AbsoluteTransformer
-from bayesinf.transformers_gmm.diversity import diversified, parted
+from bayesinf.transformers_gmm.diversity import diversified
 from bayesinf.transformers_gmm.loop import as_method, run, step, stream
 from bayesinf.transformers_gmm.network import DistributionTransformer
 from bayesinf.transformers_gmm.objective import Example, forward_kl, on_policy
@@ -22,7 +22,6 @@ __all__ = [
     "forward_kl",
     "load",
     "on_policy",
-    "parted",
     "run",
     "save",
     "shipped",

@@ -3,6 +3,8 @@
 Whittle et al. (arXiv 2502.02463), sec. 3 and appendix D.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,8 @@ class AbsoluteTransformer(eqx.Module):
         num_components: the number of components of its priors and posteriors.
     """
 
+    # It is exact nowhere, so the rule by which components are parted does not apply.
+    num_splits: ClassVar[int] = 0
     component_embedding: eqx.nn.MLP
     source_embeddings: dict[str, eqx.nn.MLP]
     blocks: list[Block]

@@ -10,20 +10,24 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from bayesinf.distributions.gmm import GaussianMixture
 from bayesinf.distributions.reduction import reduce, split
 from bayesinf.kalman.filter import Method, Readings
 from bayesinf.programs.state_space import Frame, StateSpace
-from bayesinf.transformers_gmm.views import gate, root, views
+from bayesinf.transformers_gmm.views import openings, views
 
 
 def diversified(method: Method, num_splits: int = 1) -> Method:
     """Returns the filter with `num_splits` components merged and split after every predict.
 
+    Fewer where the belief has less than twice as many components.
+
     Law: preserves mean and covariance of the predicted belief; the belief itself where the readings
     are linear-Gaussian in the state, so an exact filter stays exact.
+
+    Raises:
+        ValueError: `num_splits` is below 1.
     """
     if num_splits < 1:
         raise ValueError(f"num_splits: {num_splits} came, at least 1 was expected")
@@ -36,12 +40,12 @@ def diversified(method: Method, num_splits: int = 1) -> Method:
 
 
 def parted(
-    model: StateSpace, belief: GaussianMixture, readings: Readings, num_splits: int = 1
+    model: StateSpace, belief: GaussianMixture, readings: Readings, num_splits: int
 ) -> GaussianMixture:
-    """Returns the belief with its closest components merged and its heaviest split, at most
-    `num_splits` of them and as many as there were before.
+    """Returns the belief with its closest components merged and its heaviest split, in which there
+    are as many as before; the belief as it is if the readings bend none of the heaviest.
 
-    Law: preserves mean and covariance.
+    Closeness is that of `reduce` (Runnalls 2007). Law: preserves mean and covariance.
     """
     num_splits = min(num_splits, belief.num_components // 2)
     if not num_splits or not readings:
@@ -50,18 +54,10 @@ def parted(
     order = jnp.argsort(-kept.log_weights, stable=True)
     kept = jax.tree.map(lambda leaf: leaf[order], kept)
     heavy = jax.tree.map(lambda leaf: leaf[:num_splits], kept)
-    directions, bent = jax.vmap(partial(_pull, model, readings))(heavy.means, heavy.chols)
-    halves = split(heavy, directions)
+    seen = jax.vmap(partial(views, model, readings))(heavy.means, heavy.chols)
+    pulls = jnp.concatenate([stack.quadratic.score for stack in seen], axis=1).sum(axis=1)
+    halves = split(heavy, pulls)
     rest = jax.tree.map(lambda leaf: leaf[num_splits:], kept)
     new = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), halves, rest)
-    return jax.tree.map(lambda a, b: jnp.where(jnp.any(bent), a, b), new, belief)
-
-
-def _pull(
-    model: StateSpace, readings: Readings, mean: Float[Array, " d"], chol: Float[Array, "d d"]
-) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
-    """Returns where the readings pull a component, whitened, and whether they bend it too."""
-    stacks = views(model, readings, mean, chol)
-    score = jnp.concatenate([stack.quadratic.score for stack in stacks]).sum(axis=0)
-    misfit = root(jnp.sum(jnp.concatenate([stack.misfit for stack in stacks]) ** 2))
-    return score, gate(misfit) > 0.5
+    bent = jnp.any(openings(seen) > 0.5)
+    return jax.tree.map(lambda a, b: jnp.where(bent, a, b), new, belief)

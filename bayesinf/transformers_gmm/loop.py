@@ -7,6 +7,7 @@ from bayesinf.kalman import extended, filter
 from bayesinf.kalman.filter import Info, Method
 from bayesinf.programs.state_space import Frame, StateSpace
 from bayesinf.transformers_gmm.absolute import AbsoluteTransformer
+from bayesinf.transformers_gmm.diversity import diversified
 from bayesinf.transformers_gmm.network import DistributionTransformer
 from bayesinf.transformers_gmm.zoo import check_model
 
@@ -16,9 +17,11 @@ Network = DistributionTransformer | AbsoluteTransformer
 def as_method(dt: Network) -> Method:
     """Returns the filter that predicts like the extended Kalman filter and updates by the network.
 
-    For another predict compose your own, `Method(gaussian_sum().predict, dt.update)`.
+    Components are kept apart as in the loop that the network was trained in. For another predict
+    compose your own, `Method(gaussian_sum().predict, dt.update)`.
     """
-    return Method(extended.predict, dt.update)
+    method = Method(extended.predict, dt.update)
+    return diversified(method, dt.num_splits) if dt.num_splits else method
 
 
 def step(

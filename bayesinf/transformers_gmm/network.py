@@ -25,7 +25,7 @@ from bayesinf.transformers_gmm.views import (
     component_features,
     component_size,
     gate,
-    root,
+    openings,
     view_size,
     views,
 )
@@ -49,6 +49,7 @@ class DistributionTransformer(eqx.Module):
     Attributes:
         dim: dimension of the state.
         sensors: the names that have an embedding of their own; others run without.
+        num_splits: how many components its filter parts before every update (`diversified`).
     """
 
     component_embedding: eqx.nn.MLP
@@ -62,6 +63,7 @@ class DistributionTransformer(eqx.Module):
     view_head: eqx.nn.MLP
     dim: int = eqx.field(static=True)
     sensors: tuple[str, ...] = eqx.field(static=True)
+    num_splits: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -72,10 +74,13 @@ class DistributionTransformer(eqx.Module):
         width: int = 48,
         num_blocks: int = 1,
         num_heads: int = 4,
+        num_splits: int = 0,
     ):
         for name, count in (("dim", dim), ("num_blocks", num_blocks), ("num_heads", num_heads)):
             if count < 1:
                 raise ValueError(f"{name}: {count} came, at least 1 was expected")
+        if num_splits < 0:
+            raise ValueError(f"num_splits: {num_splits} came, at least 0 was expected")
         if width % num_heads:
             raise ValueError(f"width: {width} came, a multiple of num_heads={num_heads} expected")
         keys = jax.random.split(key, 8 + num_blocks)
@@ -90,7 +95,7 @@ class DistributionTransformer(eqx.Module):
         self.view_head = eqx.nn.MLP(2 * width, 1, width, 1, jax.nn.gelu, key=keys[4])
         self.head, self.last_head = Head(keys[5], dim, width), Head(keys[6], dim, width)
         self.last_block, *self.blocks = [Block(key, width, num_heads) for key in keys[7:]]
-        self.dim, self.sensors = dim, tuple(sensors)
+        self.dim, self.sensors, self.num_splits = dim, tuple(sensors), num_splits
 
     @property
     def width(self) -> int:
@@ -131,8 +136,7 @@ class DistributionTransformer(eqx.Module):
         )
         alive = ~jnp.isneginf(prior.log_weights)
         quadratics = [stack.quadratic for stack in stacks]
-        misfits = jnp.concatenate([stack.misfit for stack in stacks], axis=1)
-        openings = gate(root(jnp.sum(misfits**2, axis=1)))
+        opened = openings(stacks)
 
         sights = self._sights(readings, stacks)
         present = jnp.concatenate([reading.mask for reading in readings.values()])
@@ -152,7 +156,7 @@ class DistributionTransformer(eqx.Module):
         ).sum(axis=1)
         # Tempering is relative to the best component, so it does not depend on units.
         levels = [_best_level(quadratic.log_density, alive) for quadratic in quadratics]
-        corrections = jax.vmap(self.head)(tokens, openings, influence)
+        corrections = jax.vmap(self.head)(tokens, opened, influence)
 
         def component(mean, chol, quadratics, levels, temperatures, corrections):
             tempered = [
@@ -173,7 +177,7 @@ class DistributionTransformer(eqx.Module):
         # second update: corrected by what is left between the first and its target
         tokens = tokens + jax.vmap(self.look_embedding)(_look(model, readings, prior, first))
         tokens = self.last_block(tokens, seen, present, alive)
-        corrections = jax.vmap(self.last_head)(tokens, openings, influence)
+        corrections = jax.vmap(self.last_head)(tokens, opened, influence)
         means, chols, log_weights = jax.vmap(Corrections.apply)(
             corrections, prior.chols, first.means, first.chols, first.log_weights
         )

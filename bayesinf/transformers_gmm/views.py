@@ -121,6 +121,12 @@ def views(
     return stacks
 
 
+def openings(stacks: list[View]) -> Float[Array, "*k"]:
+    """Returns from 0 to 1 how far all readings together depart from quadratics over a component."""
+    misfits = jnp.concatenate([stack.misfit for stack in stacks], axis=-1)
+    return gate(root(jnp.sum(misfits**2, axis=-1)))
+
+
 def view_size(dim: int) -> int:
     """Returns the number of features of a view of a component of `dim` dimensions."""
     return 3 * dim + dim * (dim + 1) // 2 + dim * (dim - 1) // 2 + 1

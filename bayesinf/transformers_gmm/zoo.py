@@ -44,7 +44,14 @@ _FIELDS = {
     "figures": dict,
     "sha256": str,
 }
-_ARGUMENTS = {"dim": int, "sensors": list, "width": int, "num_blocks": int, "num_heads": int}
+_ARGUMENTS = {
+    "dim": int,
+    "sensors": list,
+    "width": int,
+    "num_blocks": int,
+    "num_heads": int,
+    "num_splits": int,
+}
 
 
 def save(
@@ -79,6 +86,7 @@ def save(
             "width": dt.width,
             "num_blocks": dt.num_blocks,
             "num_heads": dt.num_heads,
+            "num_splits": dt.num_splits,
         },
         "arrays": [
             {"name": jax.tree_util.keystr(place), "shape": array.shape, "dtype": str(array.dtype)}

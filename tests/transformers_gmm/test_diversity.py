@@ -11,9 +11,10 @@ import pytest
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
 from bayesinf.fusion import range_bearing
 from bayesinf.kalman import extended, filter
-from bayesinf.programs import Reading, StateSpace, linear_gaussian
+from bayesinf.programs import Frame, Reading, StateSpace, linear_gaussian
 from bayesinf.programs.simulate import simulate
-from bayesinf.transformers_gmm import diversified, parted
+from bayesinf.transformers_gmm import DistributionTransformer, as_method, diversified
+from bayesinf.transformers_gmm.diversity import parted
 
 DIM = 3
 
@@ -70,7 +71,7 @@ def test_exact_nothing_is_parted_where_an_update_is_exact(x64, case):
     sensor = linear if case == "linear" else curved
     prior = belief(1 if case == "one component" else 4)
     readings = {} if case == "no sensor" else read(1.0, case != "missing")
-    new = parted(model_of(sensor), prior, readings)
+    new = parted(model_of(sensor), prior, readings, 1)
     for leaf, old in zip(jax.tree.leaves(new), jax.tree.leaves(prior), strict=True):
         np.testing.assert_array_equal(leaf, old)
 
@@ -78,7 +79,7 @@ def test_exact_nothing_is_parted_where_an_update_is_exact(x64, case):
 def test_empty_slots_are_filled_and_stay_finite(x64):
     prior = belief(4)
     weights = prior.log_weights.at[1:].set(-jnp.inf).at[0].set(0.0)
-    new = parted(model_of(curved), GaussianMixture(weights, prior.means, prior.chols), read(1.0))
+    new = parted(model_of(curved), GaussianMixture(weights, prior.means, prior.chols), read(1.0), 1)
     assert np.isfinite(new.means).all()
     assert np.isfinite(new.chols).all()
     np.testing.assert_allclose(np.sort(np.exp(new.log_weights)), [0, 0, 0.5, 0.5], atol=1e-12)
@@ -108,6 +109,20 @@ def test_components_stay_apart_and_run_together_without(x64):
     assert shares[1] < 1e-3
 
 
+@pytest.mark.parametrize("num_splits", [0, 1])
+def test_a_network_brings_the_loop_it_was_trained_in(num_splits):
+    sensors = ("sensor",)
+    dt = DistributionTransformer(jax.random.key(0), DIM, sensors, width=8, num_splits=num_splits)
+    model, prior = model_of(curved), belief(4)
+    frame = Frame(jnp.ones(()), None, read(1.0))
+    predicted = as_method(dt).predict(model, prior, frame)
+    plain = extended.predict(model, prior, frame)
+    changed = np.abs(predicted.means - plain.means).max() > 0.1
+    assert changed == (num_splits > 0)
+
+
 def test_a_number_of_splits_below_one_is_refused():
     with pytest.raises(ValueError, match="num_splits: 0 came, at least 1 was expected"):
         diversified(extended, 0)
+    with pytest.raises(ValueError, match="num_splits: -1 came, at least 0 was expected"):
+        DistributionTransformer(jax.random.key(0), DIM, ("sensor",), num_splits=-1)

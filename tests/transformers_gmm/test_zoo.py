@@ -30,7 +30,7 @@ ABOUT = {"trained_on": "nothing", "command": "none", "figures": {"nll": np.float
 @pytest.fixture(scope="module")
 def dt():
     return DistributionTransformer(
-        jax.random.key(0), 2, ("range", "bearing"), width=8, num_blocks=2, num_heads=2
+        jax.random.key(0), 2, ("range", "bearing"), width=8, num_blocks=2, num_heads=2, num_splits=1
     )
 
 
@@ -100,6 +100,7 @@ def test_the_header_says_what_the_file_holds(dt, tmp_path):
         "width": 8,
         "num_blocks": 2,
         "num_heads": 2,
+        "num_splits": 1,
     }
     assert header["figures"] == {"nll": 0.5, "n": 3}
     assert (header["trained_on"], header["command"]) == ("nothing", "none")
