@@ -4,20 +4,25 @@ What needs NumPyro (`WrappedNormal`, `wrap`, `mixture_to_numpyro`, `mixture_from
 imported when it is asked for.
 """
 
+from bayesinf.distributions.enumerated import Enumerated
 from bayesinf.distributions.fit import FitInfo, fit, fit_density
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
+from bayesinf.distributions.particles import Particles, uniform_particles
 from bayesinf.distributions.reduction import reduce, split
 
 _NUMPYRO = ("WrappedNormal", "mixture_from_numpyro", "mixture_to_numpyro", "wrap")
 
 __all__ = [
+    "Enumerated",
     "FitInfo",
     "GaussianMixture",
+    "Particles",
     "fit",
     "fit_density",
     "gaussian",
     "reduce",
     "split",
+    "uniform_particles",
 ]
 
 

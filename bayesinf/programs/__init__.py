@@ -1,6 +1,11 @@
-"""What a model means: state-space models, and the local view of any sensor's log density."""
+"""What a model means: programs, targets and paths, sequences, state-space models.
 
+`from_numpyro` is imported when it is asked for.
+"""
+
+from bayesinf.programs.feynman_kac import FeynmanKac, feynman_kac
 from bayesinf.programs.linearize import Quadratic, linearize
+from bayesinf.programs.program import DataProgram, Program, Trace, enumerate_points
 from bayesinf.programs.state_space import (
     Dynamics,
     Frame,
@@ -9,14 +14,26 @@ from bayesinf.programs.state_space import (
     linear_gaussian,
     reading,
 )
+from bayesinf.programs.target import ByDatum, Path, Target, Tempered, target
 
 __all__ = [
+    "ByDatum",
+    "DataProgram",
     "Dynamics",
+    "FeynmanKac",
     "Frame",
+    "Path",
+    "Program",
     "Quadratic",
     "Reading",
     "StateSpace",
+    "Target",
+    "Tempered",
+    "Trace",
+    "enumerate_points",
+    "feynman_kac",
     "linear_gaussian",
     "linearize",
     "reading",
+    "target",
 ]
