@@ -1,10 +1,8 @@
-"""What a model means: programs, targets and paths, sequences, state-space models.
-
-`from_numpyro` is imported when it is asked for.
-"""
+"""What a model means: programs, targets and paths, sequences, state-space models."""
 
 from bayesinf.programs.feynman_kac import FeynmanKac, feynman_kac
 from bayesinf.programs.linearize import Quadratic, linearize
+from bayesinf.programs.model import by_datum, from_numpyro
 from bayesinf.programs.program import DataProgram, Program, Trace, enumerate_points
 from bayesinf.programs.state_space import (
     Dynamics,
@@ -30,8 +28,10 @@ __all__ = [
     "Target",
     "Tempered",
     "Trace",
+    "by_datum",
     "enumerate_points",
     "feynman_kac",
+    "from_numpyro",
     "linear_gaussian",
     "linearize",
     "reading",

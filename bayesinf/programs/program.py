@@ -14,6 +14,10 @@ from bayesinf.programs.target import ByDatum, LogDensity, Target, Tempered, targ
 from bayesinf.types import Key
 
 
+def _identity(x: PyTree) -> PyTree:
+    return x
+
+
 class Program(eqx.Module):
     """Stands for the measure `prior(dx) x likelihood(x)`.
 
@@ -21,6 +25,8 @@ class Program(eqx.Module):
         sample: from a key to one draw of the prior, a pytree.
         log_prior: the prior's log density at one point.
         log_likelihood: the data's log density given the point.
+        constrain: from a point to the values that a user wants to see.
+        trace: from a point to the `Trace` of the run, for a program with named sites.
 
     `from_numpyro` makes one of a NumPyro model.
     """
@@ -28,6 +34,8 @@ class Program(eqx.Module):
     sample: Callable[[Key], PyTree]
     log_prior: LogDensity
     log_likelihood: LogDensity
+    constrain: Callable[[PyTree], PyTree] = _identity
+    trace: "Callable[[PyTree], Trace] | None" = None
 
     def target(self) -> Target:
         """Returns the posterior, unnormalised, as one term."""
