@@ -1,0 +1,43 @@
+"""The independence sampler: proposals that do not look at where the chain is."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from bayesinf.mcmc.state import Info, State, accept, init_state
+from bayesinf.programs.target import Target
+from bayesinf.types import Key, invariant, law
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """A normalised density to draw from: a mixture, a network's posterior, a NumPyro one."""
+
+    def sample(self, key: Any, /) -> Any: ...
+
+    def log_prob(self, x: Any, /) -> Any: ...
+
+
+@law(invariant)
+class Independence(eqx.Module):
+    """Proposes y ~ q and accepts with `min(1, w(y) / w(x))`, `w = pi / q`.
+
+    Law: invariant. Paper: Tierney (1994), section 2.3.3. It is as good as q, whose tails must not
+    be lighter than the target's.
+
+    Attributes:
+        proposal: q, which has `sample(key)` and `log_prob(x)`.
+    """
+
+    proposal: Proposal
+
+    def init(self, target: Target, position: PyTree) -> State:
+        return init_state(target, position)
+
+    def step(self, key: Key, target: Target, state: State) -> tuple[State, Info]:
+        propose_key, accept_key = jax.random.split(key)
+        y = self.proposal.sample(propose_key)
+        log_hastings = self.proposal.log_prob(state.position) - self.proposal.log_prob(y)
+        return accept(accept_key, target, State(y, target.parts(y)), state, log_hastings)

@@ -1,0 +1,308 @@
+"""The loop that runs many chains: warm-up, draws in compiled chunks, and where it was to go on."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Int, PyTree
+from tqdm import tqdm
+
+from bayesinf.mcmc import adaptation
+from bayesinf.mcmc.combinators import brief, repeat
+from bayesinf.mcmc.draws import Draws, Last
+from bayesinf.mcmc.foreign import OwnTarget
+from bayesinf.mcmc.state import strong
+from bayesinf.programs.target import Target
+from bayesinf.types import Kernel, Key, consistent, invariant, law
+
+# Draws a call of the compiled loop makes at most. Any number of draws runs in the same program.
+CHUNK = 100
+
+
+@runtime_checkable
+class HasTarget(Protocol):
+    """A program: a prior to draw starts from, and a posterior."""
+
+    def target(self) -> Target: ...
+
+    @property
+    def sample(self) -> Any: ...
+
+
+@law(consistent)
+def sample(
+    key: Key,
+    program: HasTarget | Target | OwnTarget,
+    kernel: Kernel,
+    *,
+    num_chains: int = 4,
+    num_warmup: int = 1000,
+    num_samples: int = 1000,
+    thin: int = 1,
+    init: PyTree | None = None,
+    progress: bool = True,
+) -> Draws:
+    """Returns draws of many chains, all run at once.
+
+    The chains start at `init`, positions with a leading axis of chains, or at draws of the
+    program's prior. In the warm-up HMC, MALA and NUTS adapt their step size and scale, each chain
+    its own, also where they are parts of another kernel; `fixed(kernel)` keeps one as it is. Of
+    `thin` draws one is kept.
+
+    The loop is compiled once for a kernel, a target and their shapes: another key, another number
+    of draws, or other data of the same shape (where the target holds them as leaves, as
+    `DataProgram` does, not in a closure) run the same program. `resume` goes on from `draws.last`.
+
+    Law: consistent; the kernel's law is invariance, and averages are exact as draws grow.
+
+    Raises:
+        ValueError: a start has zero or NaN density, a count is too small, or the kernel changes
+            shapes or dtypes.
+    """
+    counts = {"num_chains": (num_chains, 1), "num_warmup": (num_warmup, 0)}
+    _check_counts({**counts, "num_samples": (num_samples, 1), "thin": (thin, 1)})
+    init_key, warmup_key, draw_key = jax.random.split(key, 3)
+    target = _target(program)
+    positions = _starts(init_key, program, num_chains) if init is None else init
+    positions = strong(positions)
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(positions)}
+    if sizes != {(num_chains,)}:
+        raise ValueError(
+            f"init: shapes {_shapes(positions)} came, a leading axis of num_chains = {num_chains} "
+            "was expected"
+        )
+    states = _init(target, kernel, positions)
+    _check_starts(target, states)
+    _check_step(key, target, kernel, states)
+    kernels = jax.tree.map(
+        lambda leaf: (
+            jnp.broadcast_to(leaf, (num_chains, *leaf.shape)) if eqx.is_array(leaf) else leaf
+        ),
+        kernel,
+    )
+    total = num_warmup + num_samples
+    with tqdm(total=total, disable=not progress, unit="draw") as bar:
+        if num_warmup > 0:
+            kernels, states = _warm_up(warmup_key, target, kernels, states, num_warmup, bar)
+        last = Last(strong_arrays(kernels), strong(states), jnp.zeros((), int))
+        return _collect(draw_key, target, last, num_samples, thin, bar)
+
+
+@law(consistent)
+def resume(
+    key: Key,
+    program: HasTarget | Target | OwnTarget,
+    last: Last,
+    *,
+    num_samples: int = 1000,
+    thin: int = 1,
+    progress: bool = True,
+) -> Draws:
+    """Returns the next draws of chains that `sample` or `resume` left at `last`.
+
+    With the key that `sample` was given these are, to the bit, the draws that one longer run would
+    have made: keys are folded from a draw's number.
+
+    Law: consistent.
+    """
+    _check_counts({"num_samples": (num_samples, 1), "thin": (thin, 1)})
+    draw_key = jax.random.split(key, 3)[2]
+    with tqdm(total=num_samples, disable=not progress, unit="draw") as bar:
+        return _collect(draw_key, _target(program), last, num_samples, thin, bar)
+
+
+@law(invariant)
+def run(
+    key: Key, target: Target, kernel: Kernel, state: Any, num_steps: int
+) -> tuple[Any, tuple[PyTree, Any]]:
+    """Returns the state after some steps of one chain, and the positions and infos on the way.
+
+    A pure function, for use under `jit` and `vmap`.
+
+    Law: invariant.
+    """
+
+    def move(state, key):
+        state, info = kernel.step(key, target, state)
+        return state, (state.position, info)
+
+    return jax.lax.scan(move, state, jax.random.split(key, num_steps))
+
+
+def _warm_up(key, target, kernels, states, num, bar) -> tuple[Kernel, Any]:
+    kernels, tunings = _start_tuning(kernels, states)
+    phases = adaptation.schedule(num)
+    for first in range(0, num, CHUNK):
+        size = min(CHUNK, num - first)
+        rows = (np.resize(leaf[first : first + size], CHUNK) for leaf in phases)
+        phase = adaptation.Phase(*map(jnp.asarray, rows))
+        kernels, tunings, states, infos = _warm_chunk(
+            key, target, kernels, tunings, states, phase, jnp.asarray(first), jnp.asarray(size)
+        )
+        _report(bar, infos, size, "warm-up")
+    return _finish_tuning(kernels, tunings), states
+
+
+def _collect(key, target, last: Last, num: int, thin: int, bar) -> Draws:
+    kernels, states, count = last
+    chunks = []
+    for first in range(0, num, CHUNK):
+        size = min(CHUNK, num - first)
+        states, kept = _draw_chunk(
+            key, target, kernels, states, count + first, jnp.asarray(size), thin
+        )
+        # To the host at once: the device holds one chunk whatever the number of draws.
+        chunks.append(jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:, :size], kept))
+        _report(bar, chunks[-1][1], size, "draws")
+    positions, info = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *chunks)
+    return Draws(positions, info, Last(kernels, states, count + num))
+
+
+@eqx.filter_jit
+def _init(target, kernel, positions):
+    return strong(jax.vmap(lambda position: kernel.init(target, position))(positions))
+
+
+@eqx.filter_jit
+def _start_tuning(kernels, states):
+    def chain(kernel, state):
+        return adaptation.start(kernel, state.position)
+
+    return strong_arrays(eqx.filter_vmap(chain)(kernels, states))
+
+
+@eqx.filter_jit
+def _finish_tuning(kernels, tunings):
+    return eqx.filter_vmap(adaptation.finish)(kernels, tunings)
+
+
+@eqx.filter_jit
+def _warm_chunk(key, target, kernels, tunings, states, phases, first, size):
+    def chain(key, kernel, tuning, state):
+        arrays, rest = eqx.partition(kernel, eqx.is_array)
+
+        def one(index, carry):
+            arrays, tuning, state, infos = carry
+            kernel = eqx.combine(arrays, rest)
+            state, info = kernel.step(jax.random.fold_in(key, first + index), target, state)
+            phase = jax.tree.map(lambda leaf: leaf[index], phases)
+            kernel, tuning = adaptation.update(kernel, tuning, state.position, info, phase)
+            arrays = eqx.filter(kernel, eqx.is_array)
+            return arrays, tuning, state, _put(infos, index, brief(info))
+
+        infos = _room(lambda: brief(kernel.step(key, target, state)[1]))
+        carry = jax.lax.fori_loop(0, size, one, (arrays, tuning, state, infos))
+        arrays, tuning, state, infos = carry
+        return eqx.combine(arrays, rest), tuning, state, infos
+
+    return eqx.filter_vmap(chain)(_chain_keys(key, states), kernels, tunings, states)
+
+
+@eqx.filter_jit
+def _draw_chunk(key, target, kernels, states, first, size, thin):
+    def chain(key, kernel, state):
+        kernel = kernel if thin == 1 else repeat(kernel, thin)
+
+        def one(index, carry):
+            state, kept = carry
+            state, info = kernel.step(jax.random.fold_in(key, first + index), target, state)
+            return state, _put(kept, index, (state.position, info))
+
+        kept = _room(lambda: (state.position, kernel.step(key, target, state)[1]))
+        return jax.lax.fori_loop(0, size, one, (state, kept))
+
+    return eqx.filter_vmap(chain)(_chain_keys(key, states), kernels, states)
+
+
+def _chain_keys(key: Key, states: Any) -> Array:
+    num = jax.tree.leaves(states)[0].shape[0]
+    return jax.vmap(lambda chain: jax.random.fold_in(key, chain))(jnp.arange(num))
+
+
+def _room(make) -> PyTree:
+    """Returns zeros in which a chunk of such values fits."""
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(lambda leaf: jnp.zeros((CHUNK, *leaf.shape), leaf.dtype), shapes)
+
+
+def _put(room: PyTree, index: Int[Array, ""], values: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), room, values)
+
+
+def _report(bar: tqdm, infos: Any, size: int, phase: str) -> None:
+    acceptance = float(np.mean(np.asarray(infos.acceptance)[:, :size]))
+    diverged = np.asarray(getattr(infos, "diverged", np.zeros((1, 1), bool)))[:, :size]
+    bar.set_postfix(phase=phase, acceptance=f"{acceptance:.2f}", diverged=int(diverged.sum()))
+    bar.update(size)
+
+
+def strong_arrays(tree: PyTree) -> PyTree:
+    """Returns a pytree, which may hold functions, without weak types."""
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(strong(arrays), rest)
+
+
+def _target(program: HasTarget | Target | OwnTarget) -> Any:
+    return program if isinstance(program, Target | OwnTarget) else program.target()
+
+
+def _starts(key: Key, program: Any, num: int) -> PyTree:
+    if not isinstance(program, HasTarget):
+        raise ValueError(
+            f"init: None came with a {type(program).__name__}, which has no prior to draw from; "
+            f"positions with a leading axis of {num} were expected"
+        )
+    return jax.vmap(program.sample)(jax.random.split(key, num))
+
+
+def _check_counts(counts: dict[str, tuple[int, int]]) -> None:
+    for name, (count, least) in counts.items():
+        if count < least:
+            raise ValueError(f"{name}: {count} came, at least {least} was expected")
+
+
+@eqx.filter_jit
+def _log_densities(target, states):
+    def one(state):
+        parts = state.parts if hasattr(state, "parts") else target.parts(state.position)
+        return target.combine(parts)
+
+    return jax.vmap(one)(states)
+
+
+def _check_starts(target: Any, states: Any) -> None:
+    values = np.asarray(_log_densities(target, states))
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"init: log density {values[bad]} came at the start of chains {np.flatnonzero(bad)}, "
+            "finite was expected; give starts of positive density as init"
+        )
+    if hasattr(states, "grads"):
+        bad = ~np.isfinite(np.asarray(states.grads)).all(axis=(1, 2))
+        if bad.any():
+            raise ValueError(
+                f"init: a gradient that is not finite came at the start of chains "
+                f"{np.flatnonzero(bad)}, finite was expected"
+            )
+
+
+def _check_step(key: Key, target: Any, kernel: Kernel, states: Any) -> None:
+    state = jax.tree.map(lambda leaf: leaf[0], states)
+    new, _ = eqx.filter_eval_shape(lambda: kernel.step(key, target, state))
+    before, after = _shapes(state), _shapes(new)
+    if before != after:
+        raise ValueError(f"kernel: its step takes {before} to {after}, the same was expected")
+
+
+def _shapes(tree: PyTree) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (
+            f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        )
+        for path, leaf in leaves
+    }
