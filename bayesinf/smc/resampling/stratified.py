@@ -1,0 +1,27 @@
+"""Stratified resampling: one uniform in each of `num` equal strata (Kitagawa 1996)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from bayesinf.smc.resampling.fill import expected_before, fill, relative_weights
+from bayesinf.types import Key, law, preserves
+
+
+@law(preserves)
+def stratified(key: Key, log_weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
+    """Returns `num` ancestors in ascending order: the particles that (j + u_j) / num hit.
+
+    A particle without weight is never chosen; where no weight is positive all count alike.
+
+    Law: preserves.
+    Paper: Kitagawa (1996), Monte Carlo filter and smoother, appendix.
+    """
+    weights = relative_weights(log_weights)
+    uniforms = jax.random.uniform(key, (num,), weights.dtype)
+    before = expected_before(weights, num)
+    # Of the points below c all strata that end below it have one, and its own if u_j lies below.
+    stratum = jnp.clip(before.astype(int), 0, num - 1)
+    starts = stratum + (uniforms[stratum] < before - stratum)
+    return fill(weights, starts, num)
