@@ -1,0 +1,207 @@
+"""`check(block, law)`: a law of a block on small problems, exactly where it can be."""
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, PyTree
+
+from bayesinf.distributions.enumerated import matches
+from bayesinf.distributions.particles import Particles, take
+from bayesinf.types import Kernel, Key, Law, invariant, preserves, proper
+from bayesinf.validation import problems as standard
+from bayesinf.validation.exact import KeyReuse, Refused, exact
+from bayesinf.validation.problems import Joint, Problem
+from bayesinf.validation.report import HOLDS, REFUSED, REFUTED, Disagreement, Report
+from bayesinf.validation.statistical import invariance, unbiased
+
+TOLERANCE = 1e-10
+NUM_RUNS = 4096
+
+Run = Callable[[Key], Particles]
+"""From a key to particles, whose expected measure the law speaks of."""
+
+
+def check(
+    block: Any,
+    law: Law,
+    problems: Sequence[Problem] | None = None,
+    *,
+    name: str | None = None,
+    num_tests: int = 1,
+) -> Report:
+    """Returns what came of a block's law on small problems: on the worst, or the first refused.
+
+    Each problem is run exactly, over all random outcomes at once, and statistically. What a block
+    is depends on the law:
+
+    - `invariant`: a kernel (`init`, `step`), or a function from a problem's log probabilities to
+      one or to `step(key, x)` on the states 0..K-1. A kernel that moves in R^n has no finite form;
+      it is tested from exact draws of a joint law (`problems.location_scale`).
+    - `preserves`: a resampler `(key, log_weights, num) -> ancestors` or a function
+      `(key, particles) -> particles`.
+    - `proper`: a function `(key, given) -> particles`, given a finite program, or what `problems`
+      say.
+
+    Runs in double precision where it is switched on, as exact checks need.
+
+    Raises:
+        ValueError: the law has no check.
+    """
+    if law not in _SETTINGS:
+        known = ", ".join(each.name for each in _SETTINGS)
+        raise ValueError(f"law: {law.name} came, one of {known} was expected")
+    start, label = time.perf_counter(), name or getattr(block, "__name__", type(block).__name__)
+    default, harness = _SETTINGS[law]
+    reports = []
+    for problem in default() if problems is None else problems:
+        reports.append(_check_finite(label, law, harness(block, problem), problem, num_tests))
+        if reports[-1].verdict == REFUSED:
+            break
+    worst = max(reports, key=_badness)
+    if worst.verdict == REFUSED and law == invariant and isinstance(block, Kernel):
+        reason = worst.reason
+        worst = check_kernel(block, standard.location_scale(), name=label, num_tests=num_tests)
+        worst = worst._replace(reason=f"no finite form: {reason}")
+    return worst._replace(seconds=time.perf_counter() - start)
+
+
+def check_kernel(
+    kernel: Kernel, joint: Joint, *, name: str = "kernel", num_tests: int = 1
+) -> Report:
+    """Returns what came of a kernel's invariance, tested from exact draws of a joint law."""
+    start = time.perf_counter()
+
+    def move(key, drawn):
+        x, data = drawn
+        conditional = joint.target(data)
+        state, _ = kernel.step(key, conditional, kernel.init(conditional, x))
+        return state.position, data
+
+    def statistics(drawn):
+        return joint.statistics(*drawn)
+
+    key = jax.random.key(standard.SEED)
+    found = invariance(key, joint.draw, move, statistics, 16 * NUM_RUNS, num_tests)
+    return Report(
+        name,
+        invariant.name,
+        "statistical",
+        HOLDS if found.holds else REFUTED,
+        time.perf_counter() - start,
+        statistical_z=found.largest,
+        detectable=float(np.max(found.detectable)),
+        problem="exact draws of a joint law",
+    )
+
+
+def _check_finite(name, law, run: Run, problem: Problem, num_tests: int) -> Report:
+    """Returns what came of a run whose expected measure is known, on finitely many points."""
+    begin, key = time.perf_counter(), jax.random.key(standard.SEED)
+
+    def report(verdict, **rest):
+        seconds = time.perf_counter() - begin
+        return Report(name, law.name, "exact", verdict, seconds, problem=problem.name, **rest)
+
+    def masses(key):
+        return masses_at(problem.exact.support, run(key))
+
+    try:
+        measure = exact(masses, key)
+    except KeyReuse as error:
+        return report(REFUTED, reason=f"key reuse: {error}")
+    except (Refused, TypeError, ValueError) as error:
+        return report(REFUSED, reason=str(error))
+    expected = np.append(np.exp(np.asarray(problem.exact.log_masses, float)), 0.0)
+    came = np.asarray(measure.expectation(lambda masses: masses), float)
+    tested = unbiased(key, masses, expected, NUM_RUNS, num_tests)
+    gaps, total = np.abs(came - expected), expected.sum()
+    error = float(gaps.max() / expected.max())
+    return report(
+        HOLDS if error <= TOLERANCE and tested.holds else REFUTED,
+        exact_error=error,
+        evidence_bias_percent=100 * float(came.sum() / total - 1),
+        posterior_error=float(np.max(np.abs(came / max(came.sum(), 1e-300) - expected / total))),
+        statistical_z=tested.largest,
+        detectable=float(np.max(tested.detectable) / expected.max()),
+        worlds=measure.stats.peak,
+        worst=_worst(problem.exact.support, expected, came),
+    )
+
+
+def masses_at(support: PyTree, particles: Particles) -> Float[Array, " n"]:
+    """Returns the mass that particles put on each of K points, and last on none of them."""
+    mass = jnp.exp(particles.log_weights + particles.log_evidence)
+    same = jax.vmap(lambda x: matches(support, x))(particles.values)
+    at = jnp.sum(jnp.where(same, mass[:, None], 0), axis=0)
+    return jnp.append(at, jnp.sum(jnp.where(jnp.any(same, axis=1), 0, mass)))
+
+
+def _worst(support, expected, came) -> tuple[Disagreement, ...]:
+    """Returns the two points that disagree most, where they do."""
+    order = np.argsort(-np.abs(came - expected))[:2]
+    wrong = [k for k in order if abs(came[k] - expected[k]) > TOLERANCE * expected.max()]
+
+    def atom(k):
+        elsewhere = k == expected.size - 1
+        return "elsewhere" if elsewhere else jax.tree.map(np.asarray, take(support, k))
+
+    return tuple(Disagreement(atom(k), float(expected[k]), float(came[k])) for k in wrong)
+
+
+def _badness(report: Report) -> tuple[int, float]:
+    error = np.inf if report.exact_error is None else report.exact_error
+    return [HOLDS, REFUSED, REFUTED].index(report.verdict), error
+
+
+def _one(value, log_mass: Array) -> Particles:
+    """Returns one particle."""
+    values = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], value)
+    return Particles(values, jnp.zeros(1), log_mass, jnp.asarray(0.0))
+
+
+def _invariant(block, problem: Problem) -> Run:
+    log_probs = problem.given
+    made = block if isinstance(block, Kernel) else block(log_probs)
+
+    def run(key):
+        start_key, step_key = jax.random.split(key)
+        start = jax.random.categorical(start_key, log_probs)
+        if isinstance(made, Kernel):
+            finite = standard.on_states(log_probs)
+            end = made.step(step_key, finite, made.init(finite, start))[0].position
+        else:
+            end = made(step_key, start)
+        return _one(end, jax.scipy.special.logsumexp(log_probs))
+
+    return run
+
+
+def _preserves(block, problem: Problem) -> Run:
+    particles = problem.given
+    if len(inspect.signature(block).parameters) < 3:
+        return lambda key: block(key, particles)
+
+    def run(key):
+        num = particles.num_particles
+        ancestors = block(key, particles.log_weights, num)
+        even = jnp.full(num, -jnp.log(num))
+        return Particles(particles.values[ancestors], even, particles.log_evidence, particles.level)
+
+    return run
+
+
+def _proper(block, problem: Problem) -> Run:
+    return lambda key: block(key, problem.given)
+
+
+_SETTINGS: dict[Law, tuple[Callable[[], list[Problem]], Callable[[Any, Problem], Run]]] = {
+    invariant: (standard.finite_targets, _invariant),
+    preserves: (standard.weighted_particles, _preserves),
+    proper: (standard.finite_programs, _proper),
+}

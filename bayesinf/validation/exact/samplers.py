@@ -1,0 +1,229 @@
+"""Samplers that are understood from their name, and how to add one.
+
+Their code makes integers from raw bits, or loops in a way that has no exact rule; their law is
+known.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import scipy.special as special
+
+from bayesinf.validation.exact.deterministic import CALLS, closed, evaluate
+from bayesinf.validation.exact.draws import consume, gumbel
+from bayesinf.validation.exact.values import Keys, Known, Refused, Value, is_key
+
+# A draw with more outcomes than this is refused.
+_MOST_OUTCOMES = 4096
+
+
+def _draw(machine, eqn, probabilities: np.ndarray, values: np.ndarray) -> list[Value]:
+    """Draws each element of the result by its law `(W or 1, *shape, K)`, which may lack mass."""
+    worlds, aval = machine.worlds, eqn.outvars[0].aval
+    before = len(worlds)
+    size, num = math.prod(aval.shape), probabilities.shape[-1]
+    chance = np.broadcast_to(probabilities, (before, *aval.shape, num)).reshape(before, size, num)
+    values = np.broadcast_to(values, (before, *aval.shape, num)).reshape(before, size, num)
+    mass = worlds.masses.sum()
+    drawn, origin = worlds.choose(size, lambda t, origin: chance[origin, t])
+    worlds.missing_mass += max(0.0, mass - worlds.masses.sum())
+    out = np.take_along_axis(values[origin], drawn[..., None], axis=-1)
+    return [Known(out.reshape(len(out), *aval.shape).astype(aval.dtype))]
+
+
+def _randint(machine, eqn, inputs):
+    """An integer that is uniform between its bounds.
+
+    The code itself, run with a counter in the place of its bits, lists the outcomes: as the high
+    word is 0, the result is the lower bound plus the remainder of the low word by the span.
+    """
+    keys = [x for x in inputs if isinstance(x, Keys)]
+    numbers = _numbers(inputs)
+    consume(machine, eqn, keys[0])
+    program = closed(eqn.params["jaxpr"])
+    aval = eqn.outvars[0].aval
+
+    def outcome(count: int) -> np.ndarray:
+        words = iter((0, count))
+        return _replay(machine, program, numbers, words, aval.shape)
+
+    lowest = outcome(0)
+    outcomes, spans = [lowest], np.zeros(lowest.shape, int)
+    while not np.all(spans):
+        if len(outcomes) > _MOST_OUTCOMES:
+            raise Refused(f"an integer draw with more than {_MOST_OUTCOMES} outcomes")
+        latest = outcome(len(outcomes))
+        spans = np.where((spans == 0) & (latest == lowest), len(outcomes), spans)
+        outcomes.append(latest)
+    values = np.stack(outcomes[:-1], axis=-1)
+    each = np.arange(values.shape[-1]) < spans[..., None]
+    return _draw(machine, eqn, each / spans[..., None], values)
+
+
+def _replay(machine, program, args: list, words: Iterator[int], shape) -> np.ndarray:
+    """Returns the result of a sampler's code with given words in the place of its random bits."""
+    jaxpr = program.jaxpr
+    env: dict = dict(
+        zip(jaxpr.constvars, (np.asarray(c)[None] for c in program.consts), strict=True)
+    )
+    numbers = iter(args)
+    for var in jaxpr.invars:
+        env[var] = None if is_key(var.aval) else next(numbers)
+
+    def read(var):
+        return np.asarray(var.val)[None] if hasattr(var, "val") else env[var]
+
+    for eqn in jaxpr.eqns:
+        aval = eqn.outvars[0].aval
+        if is_key(aval):
+            outs = [None] * len(eqn.outvars)
+        elif eqn.primitive.name == "random_bits":
+            if aval.shape != shape:
+                raise Refused("integer draws that share their bits")
+            outs = [np.full((1, *aval.shape), next(words), aval.dtype)]
+        elif eqn.primitive.name in CALLS:
+            inner = closed(eqn.params[CALLS[eqn.primitive.name]])
+            outs = [_replay(machine, inner, [read(v) for v in eqn.invars], words, shape)]
+        else:
+            outs = evaluate(machine.worlds, eqn, [read(v) for v in eqn.invars])
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return read(jaxpr.outvars[0])
+
+
+def _numbers(inputs: list[Value]) -> list[np.ndarray]:
+    numbers = [x for x in inputs if not isinstance(x, Keys)]
+    if not all(isinstance(x, Known) for x in numbers):
+        raise Refused("a draw whose parameters are draws of unknown value")
+    return [x.array for x in numbers]
+
+
+def _elementwise(law: Callable):
+    """Returns the rule of a sampler whose elements are independent.
+
+    `law(truncation, *parameters)` returns the probabilities `(..., K)` of the integers from 0 on.
+    """
+
+    def rule(machine, eqn, inputs):
+        keys = [x for x in inputs if isinstance(x, Keys)]
+        shape = eqn.outvars[0].aval.shape
+        parameters = [_placed(x, keys[0].array.shape[1:], shape) for x in _numbers(inputs)]
+        consume(machine, eqn, keys[0])
+        probabilities = law(machine.truncation, *np.broadcast_arrays(*parameters))
+        return _draw(machine, eqn, probabilities, np.arange(probabilities.shape[-1]))
+
+    return rule
+
+
+def _placed(x: np.ndarray, batch: tuple, shape: tuple) -> np.ndarray:
+    """Returns a parameter so that it broadcasts against the draws, under a batch of keys or not."""
+    own = x.shape[1:]
+    if own == shape or not own:
+        return x.reshape(len(x), *own, *(1,) * (len(shape) - len(own)))
+    if batch and own == batch:
+        return x.reshape(len(x), *own, *(1,) * (len(shape) - len(own)))
+    if not batch:
+        return x.reshape(len(x), *(1,) * (len(shape) - len(own)), *own)
+    raise Refused("a batch of draws whose parameters have another shape")
+
+
+def _cut_off(tail: Callable, truncation: float, *parameters: np.ndarray) -> int:
+    """Returns how many integers to keep for all but `truncation` of the mass, in every draw."""
+    if truncation <= 0:
+        raise Refused("a draw with infinitely many outcomes; truncation= says how much to cut off")
+    num = 1
+    while np.any(tail(num - 1, *parameters) > truncation):
+        num += 1
+        if num > _MOST_OUTCOMES:
+            raise Refused(f"a draw with more than {_MOST_OUTCOMES} outcomes")
+    return num
+
+
+def _poisson(truncation, rate):
+    if not np.all((rate >= 0) & np.isfinite(rate)):
+        raise Refused("a Poisson draw whose rate is not a finite number")
+    k = np.arange(_cut_off(special.pdtrc, truncation, rate.astype(float)))
+    rate = rate.astype(float)[..., None]
+    return np.exp(special.xlogy(k, rate) - rate - special.gammaln(k + 1))
+
+
+def _geometric(truncation, chance):
+    if not np.all((chance > 0) & (chance <= 1)):
+        raise Refused("a geometric draw whose probability is not in (0, 1]")
+    chance = chance.astype(float)
+    num = 1 + _cut_off(lambda k, p: (1 - p) ** (k + 1), truncation, chance)
+    k, chance = np.arange(num), chance[..., None]
+    return np.where(k > 0, chance * (1 - chance) ** np.maximum(k - 1, 0), 0.0)
+
+
+def _binomial(truncation, chance, total):
+    """NumPyro's own; JAX's is not a call of its own."""
+    whole = (total == np.floor(total)) & (total >= 0) & (chance >= 0) & (chance <= 1)
+    if not np.all(whole) or np.max(total) > _MOST_OUTCOMES:
+        raise Refused("a binomial draw whose parameters are not a probability and a small count")
+    k = np.arange(int(np.max(total)) + 1)
+    n, p = total.astype(float)[..., None], chance.astype(float)[..., None]
+    ways = np.exp(
+        special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(np.maximum(n - k, 0) + 1)
+    )
+    return np.where(k <= n, ways * p**k * (1 - p) ** np.maximum(n - k, 0), 0.0)
+
+
+_JAX, _NUMPYRO = "/jax/_src/random", "/numpyro/distributions/util.py"
+
+# The rule of each sampler, and what its source's path must hold: anybody may call a function so.
+RULES = {
+    "_binomial": (_elementwise(_binomial), _NUMPYRO),
+    "_geometric": (_elementwise(_geometric), _JAX),
+    "_gumbel": (gumbel, _JAX),
+    "_poisson": (_elementwise(_poisson), _JAX),
+    "_randint": (_randint, _JAX),
+}
+
+
+def rule(eqn) -> Callable | None:
+    """Returns the rule of a call that is a known sampler."""
+    found, source = RULES.get(eqn.params.get("name", ""), (None, ""))
+    if found is None or source not in closed(eqn.params["jaxpr"]).jaxpr.debug_info.func_src_info:
+        return None
+    return found
+
+
+def register(name: str, law: Callable) -> None:
+    """Gives a sampler of your own an exact law, in place of its code.
+
+    `name` is that of the jitted function; it takes one key and numbers, and returns one array.
+    `law(*numbers)` takes the numbers, in order, as NumPy arrays, and returns the probabilities
+    `(K,)` of its outcomes and the outcomes `(K, ...)`. Under a batch of keys it is refused.
+
+    Raises:
+        ValueError: where the name has a law already.
+    """
+    if name in RULES:
+        raise ValueError(f"name: {name!r} has a law already")
+
+    def rule(machine, eqn, inputs):
+        numbers = _numbers(inputs)
+        keys = [x for x in inputs if isinstance(x, Keys)]
+        if len(keys) != 1 or keys[0].array.shape != (1,):
+            raise Refused(f"{name} with other than one key")
+        if len(eqn.outvars) != 1:
+            raise Refused(f"{name} returns more than one array")
+        consume(machine, eqn, keys[0])
+        worlds, aval = machine.worlds, eqn.outvars[0].aval
+        laws = []
+        for world in range(max([len(x) for x in numbers], default=1)):
+            chance, outcomes = law(*(x[world if len(x) > 1 else 0] for x in numbers))
+            laws.append((np.asarray(chance, float), np.asarray(outcomes)))
+        most = max(len(chance) for chance, _ in laws)
+        chances = np.zeros((len(laws), most))
+        table = np.zeros((len(laws), most, *aval.shape), aval.dtype)
+        for world, (chance, outcomes) in enumerate(laws):
+            chances[world, : len(chance)] = chance
+            table[world, : len(chance)] = outcomes
+        rows = np.broadcast_to(np.arange(len(laws)), (len(worlds),)) if len(laws) == 1 else None
+        rows = np.arange(len(worlds)) if rows is None else np.zeros(len(worlds), int)
+        drawn, origin = worlds.choose(1, lambda t, origin: chances[rows[origin]])
+        return [Known(table[rows[origin], drawn[:, 0]])]
+
+    RULES[name] = (rule, "")

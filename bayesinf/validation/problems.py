@@ -1,0 +1,192 @@
+"""Small problems with known answers: random finite ones, and draws of exact joint laws."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from bayesinf.distributions import Enumerated, Particles
+from bayesinf.programs import DataProgram, FeynmanKac, Program, Target, feynman_kac, target
+from bayesinf.types import Key
+
+STATES = (2, 3)
+SEED = 0
+
+
+class Problem(NamedTuple):
+    """What a block is given, and the measure that it must stand for afterwards.
+
+    Attributes:
+        name: for the report.
+        given: a target's log probabilities, particles, a program or a sequence.
+        exact: the answer, by enumeration.
+    """
+
+    name: str
+    given: Any
+    exact: Enumerated
+
+
+def tables(num_states: int) -> list[tuple[str, Float[np.ndarray, " K"]]]:
+    """Returns log tables: a generic one, one with a state of probability zero, an even one.
+
+    The error of a wrong formula is an analytic function of the entries, so that a generic table
+    refutes it almost surely.
+    """
+    generic = np.random.default_rng(SEED + num_states).normal(size=num_states)
+    hole = generic.copy()
+    hole[-1] = -np.inf
+    return [
+        ("generic", generic),
+        ("a state of probability zero", hole),
+        ("even", np.zeros(num_states)),
+    ]
+
+
+def finite_targets(states: Sequence[int] = STATES) -> list[Problem]:
+    """Returns targets on 0..K-1 by their log probabilities."""
+    return [
+        Problem(f"{num} states, {name}", jnp.asarray(table), _on_states(table))
+        for num in states
+        for name, table in tables(num)
+    ]
+
+
+def weighted_particles(sizes: Sequence[int] = (2, 3)) -> list[Problem]:
+    """Returns particles 0..n-1 with unequal weights, some zero, and an evidence that is not 1."""
+    problems = []
+    for num in sizes:
+        for name, table in tables(num):
+            log_weights = jax.nn.log_softmax(jnp.asarray(table))
+            given = Particles(jnp.arange(num), log_weights, jnp.asarray(0.7), jnp.asarray(0.0))
+            problems.append(
+                Problem(f"{num} particles, {name}", given, _on_states(log_weights + 0.7))
+            )
+    return problems
+
+
+def finite_programs(states: Sequence[int] = STATES) -> list[Problem]:
+    """Returns programs on 0..K-1: a table of the prior and one of the likelihood."""
+    problems = []
+    for num in states:
+        for name, likelihood in tables(num):
+            prior = jax.nn.log_softmax(jnp.asarray(tables(num)[0][1][::-1] / 2))
+            given = Program(_Draw(prior), _Look(prior), _Look(jnp.asarray(likelihood)))
+            exact = _on_states(prior + likelihood)
+            problems.append(Problem(f"{num} states, {name} likelihood", given, exact))
+    return problems
+
+
+def finite_data_programs(states: Sequence[int] = STATES, num_data: int = 2) -> list[Problem]:
+    """Returns programs on 0..K-1 with data, each of which has its own table of the likelihood."""
+    problems = []
+    for num in states:
+        rng = np.random.default_rng(SEED + 10 * num + num_data)
+        prior = jax.nn.log_softmax(jnp.asarray(rng.normal(size=num)))
+        data = jnp.asarray(rng.normal(size=(num_data, num)))
+        given = DataProgram(_Draw(prior), _Look(prior), lambda x, table: table[x], data)
+        problems.append(
+            Problem(f"{num} states, {num_data} data", given, _on_states(prior + data.sum(0)))
+        )
+    return problems
+
+
+def finite_sequences(
+    states: Sequence[int] = STATES, lengths: Sequence[int] = (2,)
+) -> list[Problem]:
+    """Returns hidden Markov models on 0..K-1 with random tables; the answer is the last state's."""
+    problems = []
+    for num in states:
+        for length in lengths:
+            rng = np.random.default_rng(SEED + 10 * num + length)
+            start = jax.nn.log_softmax(jnp.asarray(rng.normal(size=num)))
+            move = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(num, num))), axis=1)
+            # One impossible reading.
+            reads = jnp.asarray(rng.normal(size=(length, num))).at[0, 0].set(-jnp.inf)
+            masses = jnp.exp(start)
+            for read in reads:
+                masses = (masses @ jnp.exp(move)) * jnp.exp(read)
+            name = f"{num} states, {length} readings"
+            problems.append(
+                Problem(name, hidden_markov(start, move, reads), _on_states(jnp.log(masses)))
+            )
+    return problems
+
+
+def hidden_markov(
+    start: Float[Array, " K"], move: Float[Array, "K K"], reads: Float[Array, "t K"]
+) -> FeynmanKac:
+    """Returns the hidden Markov model with these log tables; the state moves, then it is read."""
+    return feynman_kac(_Draw(start), _Walk(move), lambda before, after, read: read[after], reads)
+
+
+def on_states(log_probs: Float[Array, " K"]) -> Target:
+    """Returns the target on the states 0..K-1 with these log probabilities."""
+    return target(_Look(log_probs))
+
+
+class Joint(NamedTuple):
+    """A draw of an exact joint law, with the target that conditions on its data.
+
+    Attributes:
+        draw: from a key to a parameter and data.
+        target: from data to the posterior of the parameter.
+        statistics: of the parameter and the data; bounded or with finite variance.
+    """
+
+    draw: Callable[[Key], tuple[PyTree, PyTree]]
+    target: Callable[[PyTree], Target]
+    statistics: Callable[[PyTree, PyTree], Float[Array, " m"]]
+
+
+def location_scale(num_data: int = 3) -> Joint:
+    """Returns a location and a log scale with normal data: asymmetric, curved, two-dimensional."""
+
+    def draw(key):
+        prior_key, data_key = jax.random.split(key)
+        x = jax.random.normal(prior_key, (2,)) * jnp.array([1.0, 0.5])
+        y = x[0] + jnp.exp(x[1]) * jax.random.normal(data_key, (num_data,))
+        return x, y
+
+    def posterior(y):
+        def log_density(x):
+            log_prior = -0.5 * x[0] ** 2 - 2 * x[1] ** 2
+            return log_prior - 0.5 * jnp.sum(((y - x[0]) / jnp.exp(x[1])) ** 2) - num_data * x[1]
+
+        return target(log_density)
+
+    def statistics(x, y):
+        squares = jnp.array([x[0] ** 2, x[1] ** 2, x[0] * jnp.mean(y), x[1] * jnp.std(y)])
+        bounded = jnp.array([jnp.cos(x[0] + x[1]), jnp.sin(2 * x[0]), jnp.sin(2 * x[1])])
+        return jnp.concatenate([x, squares, bounded])
+
+    return Joint(draw, posterior, statistics)
+
+
+def _on_states(log_masses) -> Enumerated:
+    log_masses = jnp.asarray(log_masses)
+    return Enumerated(jnp.arange(log_masses.size), log_masses)
+
+
+class _Draw(NamedTuple):
+    log_probs: Float[Array, " K"]
+
+    def __call__(self, key):
+        return jax.random.categorical(key, self.log_probs)
+
+
+class _Walk(NamedTuple):
+    log_probs: Float[Array, "K K"]
+
+    def __call__(self, key, x, input):
+        return jax.random.categorical(key, self.log_probs[x])
+
+
+class _Look(NamedTuple):
+    table: Float[Array, " K"]
+
+    def __call__(self, x):
+        return self.table[x]
