@@ -49,7 +49,8 @@ class MixtureInfo(NamedTuple):
 
 def brief(info: Any) -> Summary:
     """Returns what all kernels report."""
-    diverged = getattr(info, "diverged", jnp.zeros_like(info.invalid))
+    diverged = getattr(info, "diverged", None)
+    diverged = jnp.zeros(jnp.shape(info.invalid), bool) if diverged is None else diverged
     return Summary(info.acceptance, info.invalid, diverged)
 
 

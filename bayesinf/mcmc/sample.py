@@ -76,7 +76,6 @@ def sample(
         )
     states = _init(target, kernel, positions)
     _check_starts(target, states)
-    _check_step(key, target, kernel, states)
     kernels = jax.tree.map(
         lambda leaf: (
             jnp.broadcast_to(leaf, (num_chains, *leaf.shape)) if eqx.is_array(leaf) else leaf
@@ -193,7 +192,8 @@ def _warm_chunk(key, target, kernels, tunings, states, phases, first, size):
             arrays = eqx.filter(kernel, eqx.is_array)
             return arrays, tuning, state, _put(infos, index, brief(info))
 
-        infos = _room(lambda: brief(kernel.step(key, target, state)[1]))
+        info = _shapes_after(key, target, kernel, state)[1]
+        infos = _room(jax.eval_shape(brief, info))
         carry = jax.lax.fori_loop(0, size, one, (arrays, tuning, state, infos))
         arrays, tuning, state, infos = carry
         return eqx.combine(arrays, rest), tuning, state, infos
@@ -211,7 +211,8 @@ def _draw_chunk(key, target, kernels, states, first, size, thin):
             state, info = kernel.step(jax.random.fold_in(key, first + index), target, state)
             return state, _put(kept, index, (state.position, info))
 
-        kept = _room(lambda: (state.position, kernel.step(key, target, state)[1]))
+        info = _shapes_after(key, target, kernel, state)[1]
+        kept = _room((state.position, info))
         return jax.lax.fori_loop(0, size, one, (state, kept))
 
     return eqx.filter_vmap(chain)(_chain_keys(key, states), kernels, states)
@@ -222,10 +223,9 @@ def _chain_keys(key: Key, states: Any) -> Array:
     return jax.vmap(lambda chain: jax.random.fold_in(key, chain))(jnp.arange(num))
 
 
-def _room(make) -> PyTree:
+def _room(values: PyTree) -> PyTree:
     """Returns zeros in which a chunk of such values fits."""
-    shapes = jax.eval_shape(make)
-    return jax.tree.map(lambda leaf: jnp.zeros((CHUNK, *leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: jnp.zeros((CHUNK, *leaf.shape), leaf.dtype), values)
 
 
 def _put(room: PyTree, index: Int[Array, ""], values: PyTree) -> PyTree:
@@ -290,12 +290,13 @@ def _check_starts(target: Any, states: Any) -> None:
             )
 
 
-def _check_step(key: Key, target: Any, kernel: Kernel, states: Any) -> None:
-    state = jax.tree.map(lambda leaf: leaf[0], states)
-    new, _ = eqx.filter_eval_shape(lambda: kernel.step(key, target, state))
+def _shapes_after(key: Key, target: Any, kernel: Kernel, state: Any) -> tuple[Any, Any]:
+    """Returns the shapes of state and info after a step, the state's being those before it."""
+    new, info = jax.eval_shape(lambda: kernel.step(key, target, state))
     before, after = _shapes(state), _shapes(new)
     if before != after:
         raise ValueError(f"kernel: its step takes {before} to {after}, the same was expected")
+    return new, info
 
 
 def _shapes(tree: PyTree) -> dict[str, str]:
