@@ -15,6 +15,23 @@ def _convert(params, shape, x):
     return x != 0 if dtype.kind == "b" else x
 
 
+def _total(compare):
+    """Returns a comparison in the total order of floats: what is not a number comes last."""
+
+    def rule(x, y):
+        return compare(_rank(x), _rank(y))
+
+    return rule
+
+
+def _rank(x):
+    if x.dtype.kind != "f":
+        return x
+    x = np.where(np.isnan(x), np.array(np.nan, x.dtype), x)
+    bits = x.view(f"i{x.dtype.itemsize}")
+    return np.where(bits < 0, ~bits ^ np.iinfo(bits.dtype).min, bits)
+
+
 def _divide(x, y):
     if x.dtype.kind == "f":
         return x / y
@@ -41,7 +58,7 @@ ELEMENTWISE = {
     "digamma": special.digamma,
     "div": _divide,
     "eq": np.equal,
-    "eq_to": np.equal,
+    "eq_to": _total(np.equal),
     "erf": special.erf,
     "erf_inv": special.erfinv,
     "erfc": special.erfc,
@@ -53,13 +70,13 @@ ELEMENTWISE = {
     "gt": np.greater,
     "is_finite": np.isfinite,
     "le": np.less_equal,
-    "le_to": np.less_equal,
+    "le_to": _total(np.less_equal),
     "lgamma": special.gammaln,
     "log": np.log,
     "log1p": np.log1p,
     "logistic": special.expit,
     "lt": np.less,
-    "lt_to": np.less,
+    "lt_to": _total(np.less),
     "max": np.maximum,
     "min": np.minimum,
     "mul": np.multiply,

@@ -67,6 +67,8 @@ def _while(machine, eqn, inputs):
     params, worlds = eqn.params, machine.worlds
     num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
     first, groups = num_cond + num_body, []
+    if params["cond_jaxpr"].out_avals[0].shape:
+        raise Refused("a loop under vmap that ends in each lane on its own; lax.map has an answer")
     with worlds.scope(dict(enumerate(inputs))) as held:
         for step in itertools.count():
             carry = [held[i] for i in range(first, len(inputs))]

@@ -101,9 +101,13 @@ def _apart(machine, x: np.ndarray, y: np.ndarray):
     return np.where(both, stand_in, x), np.where(both, constants(Known(0.0 * below)), y)
 
 
-def _comparison(swap: bool, or_equal: bool):
+def _comparison(swap: bool, or_equal: bool, total: bool = False):
+    """Returns the rule of a comparison, in the total order of floats or not."""
+
     def rule(machine, eqn, inputs):
         x, y = operands(eqn, inputs)
+        if total and np.any(np.isnan(x["a"]) | np.isnan(y["a"])):
+            raise Refused("a uniform in an order with what is not a number")
         x, y = (y, x) if swap else (x, y)
         return [Known(_less(machine, eqn, x, y, or_equal)[0])]
 
@@ -226,9 +230,9 @@ RULES = {
     "gt": _comparison(swap=True, or_equal=False),
     "is_finite": _is_finite,
     "le": _comparison(swap=False, or_equal=True),
-    "le_to": _comparison(swap=False, or_equal=True),
+    "le_to": _comparison(swap=False, or_equal=True, total=True),
     "lt": _comparison(swap=False, or_equal=False),
-    "lt_to": _comparison(swap=False, or_equal=False),
+    "lt_to": _comparison(swap=False, or_equal=False, total=True),
     "max": _extremum(largest=True),
     "min": _extremum(largest=False),
     "ne": _equality(False),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesinf.validation.exact.uniforms import GUMBEL, IDENTITY
+from bayesinf.validation.exact.uniforms import IDENTITY
 from bayesinf.validation.exact.values import (
     UNIFORM,
     Bits,
@@ -25,28 +25,27 @@ from bayesinf.validation.exact.values import (
     from_keys,
     opaque,
     to_keys,
-    where,
 )
 
 
-def consume(machine, eqn, keys: Keys) -> jax.Array:
+def consume(machine, keys: Keys) -> jax.Array:
     """Returns keys as JAX has them, and remembers that they are used up.
 
     Raises:
         KeyReuse: where one of them was.
         Refused: where a key depends on the outcome of a draw.
     """
-    array = to_keys(keys)
+    array, line = to_keys(keys), machine.line()
     for each in keys.array[0].ravel():
         name = (keys.impl, each.tobytes())
         if name in machine.consumed:
-            raise KeyReuse(f"one key is used at {machine.consumed[name]} and at {where(eqn)}")
-        machine.consumed[name] = where(eqn)
+            raise KeyReuse(f"one key is used at {machine.consumed[name]} and at {line}")
+        machine.consumed[name] = line
     return array
 
 
 def _bits(machine, eqn, inputs):
-    consume(machine, eqn, inputs[0])
+    consume(machine, inputs[0])
     aval = eqn.outvars[0].aval
     return [Bits(machine.worlds.fresh(aval.shape), 8 * aval.dtype.itemsize)]
 
@@ -65,7 +64,7 @@ def _certain(value: Value) -> jax.Array:
 
 
 def _split(machine, eqn, inputs):
-    return _derive(eqn, consume(machine, eqn, inputs[0]))
+    return _derive(eqn, consume(machine, inputs[0]))
 
 
 def _fold_in(machine, eqn, inputs):
@@ -141,7 +140,7 @@ def _sort(machine, eqn, inputs):
     axis = eqn.params["dimension"] + 1
     rows = np.moveaxis(bits.array, axis, -1)
     size = rows.shape[-1]
-    _spend(machine, rows)
+    spend(machine, rows)
     orders = np.array(list(itertools.permutations(range(size))))
     chance = np.full((1, len(orders)), 1 / len(orders))
     with machine.worlds.scope(dict(enumerate(rest))) as held:
@@ -157,7 +156,7 @@ def _sort(machine, eqn, inputs):
     return [opaque(bits.array.shape[1:], "sorted random bits"), *sorted_]
 
 
-def _spend(machine, uid: np.ndarray):
+def spend(machine, uid: np.ndarray):
     """Marks noise of which more becomes known than an interval.
 
     Raises:
@@ -176,78 +175,3 @@ BITS = {
     "shift_right_logical": _shift,
     "sort": _sort,
 }
-
-
-# Gumbel noise: the largest of logits plus noise is a categorical draw.
-
-
-def gumbel(machine, eqn, inputs):
-    """The rule of JAX's own Gumbel noise, whatever number of bits it is made of."""
-    (keys,) = inputs
-    consume(machine, eqn, keys)
-    shape = eqn.outvars[0].aval.shape
-    out = np.zeros((1, *shape), UNIFORM)
-    out["b"], out["k"], out["map"] = 1.0, 1.0, GUMBEL
-    out["uid"] = machine.worlds.fresh(shape)
-    return [Uniforms(out)]
-
-
-def _logits(machine, x: Uniforms, axis: int) -> np.ndarray:
-    """Returns the logits `(W or 1, rows, K)` of Gumbel noise, which is spent.
-
-    Raises:
-        Refused: for anything that is not a logit plus noise of its own.
-    """
-    array = np.moveaxis(x.array, axis, -1)
-    array = array.reshape(len(array), -1, array.shape[-1])
-    noise = array["uid"] >= 0
-    standard = (array["map"] == GUMBEL) & (array["b"] == 1) & (array["c"] == 0) & (array["k"] == 1)
-    if not np.all(np.where(noise, standard, array["a"] == -np.inf)):
-        raise Refused("the largest of numbers that are not logits plus Gumbel noise")
-    if not np.all(noise.any(-1)):
-        raise Refused("a categorical draw of which every outcome has probability zero")
-    # Shared noise shows as one uniform in two places of a world; impossible outcomes have none.
-    distinct = -1 - np.arange(noise[0].size).reshape(noise.shape[1:])
-    _spend(machine, np.where(noise, array["uid"], distinct))
-    return array["a"]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def _argmax(machine, eqn, inputs):
-    (x,) = inputs
-    aval = eqn.outvars[0].aval
-    chance = _softmax(_logits(machine, x, eqn.params["axes"][0] + 1))
-    chance = np.broadcast_to(chance, (len(machine.worlds), *chance.shape[1:]))
-    drawn, _ = machine.worlds.choose(chance.shape[1], lambda t, origin: chance[origin, t])
-    return [Known(drawn.reshape(len(drawn), *aval.shape).astype(aval.dtype))]
-
-
-def _top_k(machine, eqn, inputs):
-    """The k largest of logits plus Gumbel noise: k draws without replacement."""
-    (x,) = inputs
-    values, indices = (v.aval for v in eqn.outvars)
-    axis = eqn.params.get("axis", -1) % len(values.shape) + 1
-    logits = _logits(machine, x, axis)
-    num = eqn.params["k"]
-    orders = np.array(list(itertools.permutations(range(logits.shape[-1]), num)))
-    picked = _softmax(logits)[..., orders]
-    left = 1 - np.cumsum(picked, axis=-1) + picked
-    with np.errstate(all="ignore"):
-        chance = np.prod(np.where(picked > 0, picked / left, 0.0), axis=-1)
-    if not np.allclose(chance.sum(-1), 1):
-        raise Refused("more draws without replacement than outcomes of positive probability")
-    chance = np.broadcast_to(chance, (len(machine.worlds), *chance.shape[1:]))
-    drawn, _ = machine.worlds.choose(chance.shape[1], lambda t, origin: chance[origin, t])
-    order = np.moveaxis(np.empty((len(drawn), *indices.shape)), axis, -1)
-    order = np.moveaxis(orders[drawn].reshape(order.shape), -1, axis)
-    return [
-        opaque(values.shape, "the largest of noisy logits"),
-        Known(order.astype(indices.dtype)),
-    ]
-
-
-GUMBELS = {"argmax": _argmax, "top_k": _top_k}

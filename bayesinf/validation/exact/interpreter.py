@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from bayesinf.validation.exact import control, decisions, draws, moves, samplers, uniforms
+from bayesinf.validation.exact import control, decisions, draws, gumbel, moves, samplers, uniforms
 from bayesinf.validation.exact.deterministic import (
     CALLS,
     closed,
@@ -32,7 +32,7 @@ from bayesinf.validation.exact.worlds import Worlds
 _RULES = {
     Bits: draws.BITS,
     Keys: draws.KEYS,
-    Uniforms: {**uniforms.RULES, **decisions.RULES, **draws.GUMBELS},
+    Uniforms: {**uniforms.RULES, **decisions.RULES, **gumbel.RULES},
 }
 
 
@@ -49,6 +49,7 @@ class Interpreter:
         self.max_iterations = max_iterations
         self.normal = normal
         self.consumed: dict = {}
+        self._running: list[JaxprEqn] = []
 
     def call(self, program: ClosedJaxpr, args: list[Value]) -> list[Value]:
         """Returns the results of a program."""
@@ -63,6 +64,15 @@ class Interpreter:
                 self._step(eqn, env, last)
         return [_read(env, v) for v in jaxpr.outvars]
 
+    def line(self) -> str:
+        """Returns the line of the program that runs now.
+
+        The code of JAX's own functions is traced once, and remembers the line of its first use.
+        """
+        own = next((n for n, eqn in enumerate(self._running) if _is_library(eqn)), None)
+        trail = self._running if own is None else self._running[: own + 1]
+        return next(filter(None, map(where, reversed(trail))), "an unknown line")
+
     def _step(self, eqn: JaxprEqn, env: dict, last: frozenset):
         """Runs one equation; `last` names the variables that nothing reads afterwards."""
         inputs = [_read(env, v) for v in eqn.invars]
@@ -72,12 +82,12 @@ class Interpreter:
             inputs = [_read(env, v) for v in eqn.invars]
         for var in last:
             env.pop(var, None)
+        self._running.append(eqn)
         try:
             outs = self._apply(eqn, inputs, random)
         except Refused as error:
-            if error.line or not (line := where(eqn)):
-                raise
-            raise Refused(str(error), line) from None
+            raise error if error.line else Refused(str(error), self.line()) from None
+        self._running.pop()
         env.update((v, x) for v, x in zip(eqn.outvars, outs, strict=True) if v not in last)
 
     def _apply(self, eqn: JaxprEqn, inputs: list[Value], random: bool) -> list[Value]:
@@ -113,6 +123,15 @@ def _move(eqn: JaxprEqn, inputs: list[Value]) -> list[Value] | None:
     arrays = [x.array if i in indices else next(data).array for i, x in enumerate(inputs)]
     out = moves.RULES[name](eqn.params, shape, *arrays)
     return [same[0].move(np.asarray(x)) for x in (out if isinstance(out, list) else [out])]
+
+
+def _is_library(eqn: JaxprEqn) -> bool:
+    """Whether an equation calls a function of JAX."""
+    if eqn.primitive.name not in CALLS:
+        return False
+    return (
+        "/jax/_src/" in closed(eqn.params[CALLS[eqn.primitive.name]]).jaxpr.debug_info.func_src_info
+    )
 
 
 def _read(env: dict, var) -> Value:

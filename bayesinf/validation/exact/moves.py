@@ -63,6 +63,12 @@ def _concatenate(params, shape, *xs):
     return np.concatenate(xs, axis=params["dimension"] + 1)
 
 
+def _stack(params, shape, *xs):
+    worlds = max(len(x) for x in xs)
+    xs = [np.broadcast_to(x, (worlds, *x.shape[1:])) for x in xs]
+    return np.stack(xs, axis=params["axis"] + 1)
+
+
 def _select_n(params, shape, which, *cases):
     ndim = len(shape) + 1
     which = align(which, ndim)
@@ -218,6 +224,7 @@ RULES = {
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
     "stop_gradient": lambda params, shape, x: x,
     "transpose": _transpose,
 }

@@ -11,7 +11,8 @@ import numpy as np
 import scipy.special as special
 
 from bayesinf.validation.exact.deterministic import CALLS, closed, evaluate
-from bayesinf.validation.exact.draws import consume, gumbel
+from bayesinf.validation.exact.draws import consume
+from bayesinf.validation.exact.gumbel import noise
 from bayesinf.validation.exact.values import Keys, Known, Refused, Value, is_key
 
 # A draw with more outcomes than this is refused.
@@ -35,33 +36,35 @@ def _draw(machine, eqn, probabilities: np.ndarray, values: np.ndarray) -> list[V
 def _randint(machine, eqn, inputs):
     """An integer that is uniform between its bounds.
 
-    The code itself, run with a counter in the place of its bits, lists the outcomes: as the high
-    word is 0, the result is the lower bound plus the remainder of the low word by the span.
+    JAX makes it from a high and a low word. Where the high one is 0, the result is the lower bound
+    plus the remainder of the low one by the span; so the code itself, run with words of our
+    choice, says what bounds each element has.
     """
     keys = [x for x in inputs if isinstance(x, Keys)]
     numbers = _numbers(inputs)
-    consume(machine, eqn, keys[0])
+    consume(machine, keys[0])
     program = closed(eqn.params["jaxpr"])
-    aval = eqn.outvars[0].aval
+    shape = eqn.outvars[0].aval.shape
 
-    def outcome(count: int) -> np.ndarray:
-        words = iter((0, count))
-        return _replay(machine, program, numbers, words, aval.shape)
+    def outcome(low_word: np.ndarray) -> np.ndarray:
+        return _replay(machine, program, numbers, iter((np.zeros(1, int), low_word)), shape)
 
-    lowest = outcome(0)
-    outcomes, spans = [lowest], np.zeros(lowest.shape, int)
-    while not np.all(spans):
-        if len(outcomes) > _MOST_OUTCOMES:
-            raise Refused(f"an integer draw with more than {_MOST_OUTCOMES} outcomes")
-        latest = outcome(len(outcomes))
-        spans = np.where((spans == 0) & (latest == lowest), len(outcomes), spans)
-        outcomes.append(latest)
-    values = np.stack(outcomes[:-1], axis=-1)
-    each = np.arange(values.shape[-1]) < spans[..., None]
-    return _draw(machine, eqn, each / spans[..., None], values)
+    lowest = outcome(np.zeros(1, int))
+    # The span lies above `below` and is at most `above`.
+    below, above = np.zeros(lowest.shape, int), np.full(lowest.shape, _MOST_OUTCOMES + 1)
+    while np.any(above - below > 1):
+        middle = (below + above) // 2
+        inside = outcome(middle) == lowest + middle
+        below, above = np.where(inside, middle, below), np.where(inside, above, middle)
+    if np.any(above > _MOST_OUTCOMES):
+        raise Refused(f"an integer draw with more than {_MOST_OUTCOMES} outcomes")
+    count = np.arange(np.max(above, initial=1))
+    return _draw(
+        machine, eqn, (count < above[..., None]) / above[..., None], lowest[..., None] + count
+    )
 
 
-def _replay(machine, program, args: list, words: Iterator[int], shape) -> np.ndarray:
+def _replay(machine, program, args: list, words: Iterator, shape) -> np.ndarray:
     """Returns the result of a sampler's code with given words in the place of its random bits."""
     jaxpr = program.jaxpr
     env: dict = dict(
@@ -81,7 +84,7 @@ def _replay(machine, program, args: list, words: Iterator[int], shape) -> np.nda
         elif eqn.primitive.name == "random_bits":
             if aval.shape != shape:
                 raise Refused("integer draws that share their bits")
-            outs = [np.full((1, *aval.shape), next(words), aval.dtype)]
+            outs = [_word(next(words), aval)]
         elif eqn.primitive.name in CALLS:
             inner = closed(eqn.params[CALLS[eqn.primitive.name]])
             outs = [_replay(machine, inner, [read(v) for v in eqn.invars], words, shape)]
@@ -89,6 +92,11 @@ def _replay(machine, program, args: list, words: Iterator[int], shape) -> np.nda
             outs = evaluate(machine.worlds, eqn, [read(v) for v in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
     return read(jaxpr.outvars[0])
+
+
+def _word(word: np.ndarray, aval) -> np.ndarray:
+    word = word.astype(aval.dtype).reshape(len(word), *(word.shape[1:] or (1,) * aval.ndim))
+    return np.broadcast_to(word, (len(word), *aval.shape))
 
 
 def _numbers(inputs: list[Value]) -> list[np.ndarray]:
@@ -108,7 +116,7 @@ def _elementwise(law: Callable):
         keys = [x for x in inputs if isinstance(x, Keys)]
         shape = eqn.outvars[0].aval.shape
         parameters = [_placed(x, keys[0].array.shape[1:], shape) for x in _numbers(inputs)]
-        consume(machine, eqn, keys[0])
+        consume(machine, keys[0])
         probabilities = law(machine.truncation, *np.broadcast_arrays(*parameters))
         return _draw(machine, eqn, probabilities, np.arange(probabilities.shape[-1]))
 
@@ -175,7 +183,7 @@ _JAX, _NUMPYRO = "/jax/_src/random", "/numpyro/distributions/util.py"
 RULES = {
     "_binomial": (_elementwise(_binomial), _NUMPYRO),
     "_geometric": (_elementwise(_geometric), _JAX),
-    "_gumbel": (gumbel, _JAX),
+    "_gumbel": (noise, _JAX),
     "_poisson": (_elementwise(_poisson), _JAX),
     "_randint": (_randint, _JAX),
 }
@@ -209,7 +217,7 @@ def register(name: str, law: Callable) -> None:
             raise Refused(f"{name} with other than one key")
         if len(eqn.outvars) != 1:
             raise Refused(f"{name} returns more than one array")
-        consume(machine, eqn, keys[0])
+        consume(machine, keys[0])
         worlds, aval = machine.worlds, eqn.outvars[0].aval
         laws = []
         for world in range(max([len(x) for x in numbers], default=1)):

@@ -55,7 +55,8 @@ def root(x: np.ndarray) -> np.ndarray:
 def canonical(x: np.ndarray) -> np.ndarray:
     """Makes a number into a constant where the uniform has no say in it any more."""
     x = x.copy()
-    fixed = (x["b"] == 0) | ~np.isfinite(x["a"])
+    # Infinite logits keep their noise: without it, a draw without a possible outcome looks decided.
+    fixed = (x["b"] == 0) | (~np.isfinite(x["a"]) & (x["map"] != GUMBEL))
     for field, value in (("b", 0), ("c", 0), ("k", 0), ("uid", -1), ("map", IDENTITY)):
         x[field][fixed] = value
     return x

@@ -245,7 +245,7 @@ def _columns(array: np.ndarray) -> np.ndarray:
         words = np.frombuffer(flat.tobytes(), np.uint32)
         return words.reshape(len(flat), -1).astype(np.int64)
     if flat.dtype.kind == "c":
-        flat = flat.view(flat.real.dtype)
+        flat = flat.view(np.finfo(flat.dtype).dtype)
     if flat.dtype.kind != "f":
         return flat.astype(np.int64)
     flat = flat.astype(float)
