@@ -28,7 +28,7 @@ class Enumerated(eqx.Module):
 
     def log_prob(self, x: PyTree) -> Float[Array, ""]:
         """Returns the log of the normalised mass at one point, -inf off the support."""
-        return logsumexp(self.log_masses, where=self._at(x)) - self.log_evidence
+        return logsumexp(self.log_masses, where=matches(self.support, x)) - self.log_evidence
 
     def probs(self) -> Float[Array, " K"]:
         """Returns the normalised masses."""
@@ -49,10 +49,12 @@ class Enumerated(eqx.Module):
 
         return jax.tree.map(average, jax.vmap(f)(self.support))
 
-    def _at(self, x: PyTree) -> Bool[Array, " K"]:
-        def same(leaf, value):
-            axes = tuple(range(1, leaf.ndim))
-            return jnp.all(leaf == value, axis=axes)
 
-        each = jax.tree.leaves(jax.tree.map(same, self.support, x))
-        return jnp.all(jnp.stack(each), axis=0)
+def matches(support: PyTree, x: PyTree) -> Bool[Array, " K"]:
+    """Returns which of K points, a leading axis, equal one point."""
+
+    def same(leaf, value):
+        return jnp.all(leaf == value, axis=tuple(range(1, leaf.ndim)))
+
+    each = jax.tree.leaves(jax.tree.map(same, support, x))
+    return jnp.all(jnp.stack(each), axis=0)

@@ -81,7 +81,7 @@ def from_blackjax(
 
 
 @law(invariant)
-def from_sampling_algorithm(algorithm: Any) -> Kernel:
+def from_sampling_algorithm(algorithm: Any) -> "_Closed":
     """Returns the kernel of a closed algorithm, which has `init(position)` and `step(key, state)`.
 
     It holds a density of its own and can move no other, so it is used with `kernel.target`:

@@ -1,9 +1,52 @@
-"""How a law is checked: exactly, on finite programs.
+"""How a law is checked: exactly on finite programs, by independent runs elsewhere.
 
-- `exact`: the exact output measure of a finite JAX program.
-- `Measure`: what it returns; `Refused` and `KeyReuse`: what it raises.
+- `check(block, law)`: a block on small problems, exactly and statistically: a `Report`.
+- `exact(fn, *args)`: the exact output measure of any finite JAX program, a `Measure`; raises
+  `Refused` and `KeyReuse`.
+- `unbiased`, `sequential`, `invariance`, `geweke`, `sbc`: the statistical checks by themselves.
+- the laws: `invariant`, `preserves`, `proper`, and those that `check` does not take.
 """
 
+from bayesinf.types import (
+    Law,
+    calibrated,
+    consistent,
+    invariant,
+    law_of,
+    preserves,
+    proper,
+    reweights,
+)
+from bayesinf.validation.check import check, check_kernel
 from bayesinf.validation.exact import KeyReuse, Measure, Refused, exact
+from bayesinf.validation.problems import Joint, Problem
+from bayesinf.validation.report import Report
+from bayesinf.validation.sbc import Ranks, sbc
+from bayesinf.validation.statistical import Evidence, geweke, invariance, sequential, unbiased
 
-__all__ = ["KeyReuse", "Measure", "Refused", "exact"]
+__all__ = [
+    "Evidence",
+    "Joint",
+    "KeyReuse",
+    "Law",
+    "Measure",
+    "Problem",
+    "Ranks",
+    "Refused",
+    "Report",
+    "calibrated",
+    "check",
+    "check_kernel",
+    "consistent",
+    "exact",
+    "geweke",
+    "invariance",
+    "invariant",
+    "law_of",
+    "preserves",
+    "proper",
+    "reweights",
+    "sbc",
+    "sequential",
+    "unbiased",
+]

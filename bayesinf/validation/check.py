@@ -115,7 +115,7 @@ def _check_finite(name, law, run: Run, problem: Problem, num_tests: int) -> Repo
         measure = exact(masses, key)
     except KeyReuse as error:
         return report(REFUTED, reason=f"key reuse: {error}")
-    except (Refused, TypeError, ValueError) as error:
+    except (Refused, ValueError) as error:
         return report(REFUSED, reason=str(error))
     expected = np.append(np.exp(np.asarray(problem.exact.log_masses, float)), 0.0)
     came = np.asarray(measure.expectation(lambda masses: masses), float)

@@ -1,5 +1,6 @@
 """Small problems with known answers: random finite ones, and draws of exact joint laws."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,8 +31,8 @@ class Problem(NamedTuple):
     exact: Enumerated
 
 
-def tables(num_states: int) -> list[tuple[str, Float[np.ndarray, " K"]]]:
-    """Returns log tables: a generic one, one with a state of probability zero, an even one.
+def tables(num_states: int, num: int = 3) -> list[tuple[str, Float[np.ndarray, " K"]]]:
+    """Returns up to three log tables: generic, with a state of probability zero, even.
 
     The error of a wrong formula is an analytic function of the entries, so that a generic table
     refutes it almost surely.
@@ -43,23 +44,23 @@ def tables(num_states: int) -> list[tuple[str, Float[np.ndarray, " K"]]]:
         ("generic", generic),
         ("a state of probability zero", hole),
         ("even", np.zeros(num_states)),
-    ]
+    ][:num]
 
 
-def finite_targets(states: Sequence[int] = STATES) -> list[Problem]:
+def finite_targets(states: Sequence[int] = STATES, num_tables: int = 3) -> list[Problem]:
     """Returns targets on 0..K-1 by their log probabilities."""
     return [
         Problem(f"{num} states, {name}", jnp.asarray(table), _on_states(table))
         for num in states
-        for name, table in tables(num)
+        for name, table in tables(num, num_tables)
     ]
 
 
-def weighted_particles(sizes: Sequence[int] = (2, 3)) -> list[Problem]:
+def weighted_particles(sizes: Sequence[int] = (2, 3), num_tables: int = 3) -> list[Problem]:
     """Returns particles 0..n-1 with unequal weights, some zero, and an evidence that is not 1."""
     problems = []
     for num in sizes:
-        for name, table in tables(num):
+        for name, table in tables(num, num_tables):
             log_weights = jax.nn.log_softmax(jnp.asarray(table))
             given = Particles(jnp.arange(num), log_weights, jnp.asarray(0.7), jnp.asarray(0.0))
             problems.append(
@@ -68,11 +69,11 @@ def weighted_particles(sizes: Sequence[int] = (2, 3)) -> list[Problem]:
     return problems
 
 
-def finite_programs(states: Sequence[int] = STATES) -> list[Problem]:
+def finite_programs(states: Sequence[int] = STATES, num_tables: int = 3) -> list[Problem]:
     """Returns programs on 0..K-1: a table of the prior and one of the likelihood."""
     problems = []
     for num in states:
-        for name, likelihood in tables(num):
+        for name, likelihood in tables(num, num_tables):
             prior = jax.nn.log_softmax(jnp.asarray(tables(num)[0][1][::-1] / 2))
             given = Program(_Draw(prior), _Look(prior), _Look(jnp.asarray(likelihood)))
             exact = _on_states(prior + likelihood)
@@ -94,33 +95,73 @@ def finite_data_programs(states: Sequence[int] = STATES, num_data: int = 2) -> l
     return problems
 
 
+class Chain(NamedTuple):
+    """The log tables of a hidden Markov model: start, moves, readings (one of them impossible)."""
+
+    start: Float[Array, " K"]
+    move: Float[Array, "K K"]
+    reads: Float[Array, "t K"]
+
+    def model(self) -> FeynmanKac:
+        """Returns the sequence; the state moves, then it is read."""
+        log_potential = _Read()
+        return feynman_kac(_Draw(self.start), _Walk(self.move), log_potential, self.reads)
+
+    def paths(self) -> Enumerated:
+        """Returns the measure on trajectories, from before the first reading on."""
+        num, length = self.reads.shape[1], self.reads.shape[0]
+        support = np.array(list(itertools.product(range(num), repeat=length + 1)))
+        log_masses = self.start[support[:, 0]]
+        for t in range(length):
+            log_masses += self.move[support[:, t], support[:, t + 1]]
+            log_masses += self.reads[t, support[:, t + 1]]
+        return Enumerated(jnp.asarray(support), log_masses)
+
+    def last(self) -> Enumerated:
+        """Returns the measure on the last state, by the forward recursion."""
+        masses = jnp.exp(self.start)
+        for read in self.reads:
+            masses = (masses @ jnp.exp(self.move)) * jnp.exp(read)
+        return _on_states(jnp.log(masses))
+
+
+def chain(num_states: int, length: int, seed: int = SEED) -> Chain:
+    """Returns random log tables."""
+    rng = np.random.default_rng(seed + 10 * num_states + length)
+    start = jax.nn.log_softmax(jnp.asarray(rng.normal(size=num_states)))
+    move = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(num_states, num_states))), axis=1)
+    reads = rng.normal(size=(length, num_states))
+    reads[0, 0] = -np.inf
+    return Chain(start, move, jnp.asarray(reads))
+
+
 def finite_sequences(
+    states: Sequence[int] = STATES, lengths: Sequence[int] = (2,), seed: int = SEED
+) -> list[Problem]:
+    """Returns hidden Markov models on 0..K-1; the answer is the last state's measure."""
+    chains = [chain(num, length, seed) for num in states for length in lengths]
+    return [Problem(_name(each), each.model(), each.last()) for each in chains]
+
+
+class Smoothing(NamedTuple):
+    """A sequence and the exact measure on its trajectories."""
+
+    sequence: FeynmanKac
+    smoothing: Enumerated
+
+
+def finite_trajectories(
     states: Sequence[int] = STATES, lengths: Sequence[int] = (2,)
 ) -> list[Problem]:
-    """Returns hidden Markov models on 0..K-1 with random tables; the answer is the last state's."""
-    problems = []
-    for num in states:
-        for length in lengths:
-            rng = np.random.default_rng(SEED + 10 * num + length)
-            start = jax.nn.log_softmax(jnp.asarray(rng.normal(size=num)))
-            move = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(num, num))), axis=1)
-            # One impossible reading.
-            reads = jnp.asarray(rng.normal(size=(length, num))).at[0, 0].set(-jnp.inf)
-            masses = jnp.exp(start)
-            for read in reads:
-                masses = (masses @ jnp.exp(move)) * jnp.exp(read)
-            name = f"{num} states, {length} readings"
-            problems.append(
-                Problem(name, hidden_markov(start, move, reads), _on_states(jnp.log(masses)))
-            )
-    return problems
+    """Returns hidden Markov models with the measure on their trajectories."""
+    chains = [chain(num, length) for num in states for length in lengths]
+    return [
+        Problem(_name(each), Smoothing(each.model(), each.paths()), each.paths()) for each in chains
+    ]
 
 
-def hidden_markov(
-    start: Float[Array, " K"], move: Float[Array, "K K"], reads: Float[Array, "t K"]
-) -> FeynmanKac:
-    """Returns the hidden Markov model with these log tables; the state moves, then it is read."""
-    return feynman_kac(_Draw(start), _Walk(move), lambda before, after, read: read[after], reads)
+def _name(chain: Chain) -> str:
+    return f"{chain.reads.shape[1]} states, {chain.reads.shape[0]} readings"
 
 
 def on_states(log_probs: Float[Array, " K"]) -> Target:
@@ -183,6 +224,12 @@ class _Walk(NamedTuple):
 
     def __call__(self, key, x, input):
         return jax.random.categorical(key, self.log_probs[x])
+
+
+class _Read(NamedTuple):
+    def __call__(self, before, after, read):
+        del before
+        return read[after]
 
 
 class _Look(NamedTuple):

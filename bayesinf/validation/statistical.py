@@ -73,7 +73,7 @@ def unbiased(
     run = _runner(key, estimate, exact)
     batches = jax.random.split(key, num_runs).reshape(-1, size)
     samples = np.concatenate([run(keys) for keys in batches])
-    return _judge(samples, _flat(exact), num_tests)
+    return judge(samples, _flat(exact), num_tests)
 
 
 class Look(NamedTuple):
@@ -216,7 +216,10 @@ def _ravel(tree: PyTree) -> Float[Array, " m"]:
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def _judge(samples, exact, num_tests) -> Evidence:
+def judge(
+    samples: Float[np.ndarray, "n m"], exact: Float[np.ndarray, " m"], num_tests: int = 1
+) -> Evidence:
+    """Returns the z-scores of the means of independent samples, one row a run."""
     num_runs, mean = len(samples), samples.mean(0)
     error = samples.std(0, ddof=1) / np.sqrt(num_runs)
     gap = mean - exact

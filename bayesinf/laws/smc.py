@@ -1,0 +1,265 @@
+"""The laws of `bayesinf.smc` on finite populations, programs and sequences, exactly."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from bayesinf import mcmc, smc
+from bayesinf.distributions.enumerated import Enumerated
+from bayesinf.distributions.particles import Particles
+from bayesinf.laws.row import Row, Sizes, one, row
+from bayesinf.programs import target
+from bayesinf.types import invariant, preserves, proper, reweights
+from bayesinf.validation import Problem
+from bayesinf.validation.problems import (
+    finite_data_programs,
+    finite_programs,
+    finite_sequences,
+    finite_trajectories,
+    weighted_particles,
+)
+
+RESAMPLERS = {
+    "multinomial": smc.multinomial,
+    "systematic": smc.systematic,
+    "stratified": smc.stratified,
+    "residual": smc.residual,
+}
+
+
+def rows(sizes: Sizes) -> list[Row]:
+    return [*_populations(sizes), *_samplers(sizes), *_trajectories(sizes)]
+
+
+def _populations(sizes: Sizes) -> list[Row]:
+    """Maps of particles, given ones with unequal weights and a mass that is not one."""
+    given = weighted_particles(sizes.particles, sizes.tables)
+    systematic = smc.systematic
+
+    def policy(make):
+        return lambda key, particles: make(key, particles)[0]
+
+    def doubled(key, particles):
+        """The image under a map that joins two states."""
+        del key
+        return smc.marginal(particles, lambda x: x // 2)
+
+    def tilted(key, particles):
+        del key
+        return smc.reweight(particles, _tilt(particles.values), particles.level + 1)
+
+    return [
+        *(row(f"smc.{name}", preserves, each, given) for name, each in RESAMPLERS.items()),
+        row("smc.always", preserves, policy(smc.always(systematic)), given),
+        row("smc.adaptive", preserves, policy(smc.adaptive(systematic, 0.97)), given),
+        row("smc.resample", preserves, _resample, given),
+        row("smc.collapse", preserves, smc.collapse, given),
+        row("smc.marginal", preserves, doubled, [_pushed(each, _halved) for each in given]),
+        row("smc.propagate", preserves, _propagate, [_pushed(each, _walked) for each in given]),
+        row(
+            "smc.hoist",
+            preserves,
+            smc.hoist(_walk),
+            [_pushed(each, _walked) for each in given],
+        ),
+        row(
+            "smc.reweight",
+            reweights,
+            tilted,
+            [_pushed(each, _tilted) for each in given],
+            as_law=preserves,
+        ),
+    ]
+
+
+def _resample(key, particles):
+    return smc.resample(key, particles, smc.systematic, particles.num_particles + 1)
+
+
+def _propagate(key, particles):
+    def move(key, values):
+        return jax.vmap(_walk)(jax.random.split(key, particles.num_particles), values)
+
+    return smc.propagate(key, particles, move)
+
+
+def _walk(key, x):
+    """Stays with probability 1/4, else goes to one of the states 0 and 1."""
+    stay_key, go_key = jax.random.split(key)
+    other = jax.random.bernoulli(go_key, 0.3).astype(x.dtype)
+    return jnp.where(jax.random.bernoulli(stay_key, 0.25), x, other)
+
+
+def _walked(masses):
+    total = masses.sum()
+    moved = 0.25 * masses
+    return moved.at[0].add(0.75 * 0.7 * total).at[1].add(0.75 * 0.3 * total)
+
+
+def _halved(masses):
+    states = jnp.arange(masses.size)
+    return jnp.zeros_like(masses).at[states // 2].add(masses)
+
+
+def _tilt(x):
+    return 0.4 * x - 0.1 * x**2
+
+
+def _tilted(masses):
+    return masses * jnp.exp(_tilt(jnp.arange(masses.size)))
+
+
+def _pushed(problem: Problem, push: Callable) -> Problem:
+    masses = push(jnp.exp(problem.exact.log_masses))
+    return problem._replace(exact=Enumerated(problem.exact.support, jnp.log(masses)))
+
+
+def _uniform_metropolis(num_states: int):
+    return mcmc.symmetric(lambda key, x: jax.random.randint(key, (), 0, num_states))
+
+
+def _states(program) -> int:
+    return program.log_prior.table.shape[0]
+
+
+def _samplers(sizes: Sizes) -> list[Row]:
+    """From programs and sequences to particles."""
+    programs = finite_programs(sizes.states, sizes.tables)
+    data = [
+        problem
+        for length in sizes.lengths
+        for problem in finite_data_programs(sizes.states, length)
+    ]
+    sequences = finite_sequences(sizes.states, sizes.lengths)
+    num = sizes.particles[-1]
+    levels = jnp.array([0.4, 1.0])
+
+    def importance(key, program):
+        return smc.importance(key, program, num)
+
+    def drawn(key, program):
+        """Draws of the prior alone."""
+        return smc.spawn(key, program.sample, num)
+
+    def resample_move(key, program):
+        """Importance, then resample and move, under the target of the particles' own level."""
+        weigh_key, resample_key, move_key = jax.random.split(key, 3)
+        particles = smc.importance(weigh_key, program, num)
+        particles = smc.resample(resample_key, particles, smc.systematic)
+        kernel = _uniform_metropolis(_states(program))
+        return smc.move(move_key, kernel, program.tempered(), particles)[0]
+
+    def tempered(key, program):
+        kernel = _uniform_metropolis(_states(program))
+        return smc.temper_fixed(key, program, kernel, num, levels)[0]
+
+    def along(key, program):
+        start_key, path_key = jax.random.split(key)
+        start = smc.spawn(start_key, program.sample, num)
+        kernel = _uniform_metropolis(_states(program))
+        return smc.along(path_key, program.tempered(), kernel, start, levels)[0]
+
+    def data_tempered(key, program):
+        return smc.data_temper(key, program, _uniform_metropolis(_states(program)), num)[0]
+
+    def filtered(key, sequence):
+        return smc.run(key, sequence, num)[0]
+
+    def stepped(key, sequence):
+        start_key, step_key = jax.random.split(key)
+        particles = smc.spawn(start_key, lambda key: sequence.init(key, 1)[0], num, 0)
+        for key, index in zip(
+            jax.random.split(step_key, sequence.num_steps), range(sequence.num_steps), strict=True
+        ):
+            input = jax.tree.map(lambda leaf: leaf[index], sequence.inputs)  # noqa: B023
+            particles, _ = smc.step(key, sequence, particles, input, smc.always(smc.multinomial))
+        return particles
+
+    prior = [
+        each._replace(exact=Enumerated(each.exact.support, each.given.log_prior.table))
+        for each in programs
+    ]
+    return [
+        row("smc.importance", proper, importance, programs),
+        row("smc.spawn", preserves, drawn, prior, as_law=proper),
+        row("smc.move", preserves, resample_move, programs, as_law=proper),
+        row("smc.temper_fixed", proper, tempered, programs),
+        row("smc.along", proper, along, programs),
+        row("smc.data_temper", proper, data_tempered, data),
+        row("smc.run", proper, filtered, sequences),
+        row("smc.step", proper, stepped, sequences),
+    ]
+
+
+def _trajectories(sizes: Sizes) -> list[Row]:
+    """Kernels on trajectories, and trajectories traced back."""
+    problems = finite_trajectories((2,), sizes.lengths)
+    num = sizes.particles[-1]
+
+    def kept(make):
+        def run(key, given):
+            start_key, step_key = jax.random.split(key)
+            start = given.smoothing.sample(start_key)
+            kernel = make(given)
+            state, _ = kernel.step(step_key, given.sequence, kernel.init(given.sequence, start))
+            return one(state.position, given.smoothing.log_evidence)
+
+        return run
+
+    def traced(key, given):
+        particles, info = smc.run(
+            key, given.sequence, num, smc.always(smc.multinomial), smc.history
+        )
+        paths = smc.trajectories(info.collected)
+        return Particles(paths, particles.log_weights, particles.log_evidence, particles.level)
+
+    def own_past(given):
+        del given
+        return smc.conditional_smc(num)
+
+    def ancestors(given):
+        table = given.sequence.step.one.log_probs
+        return smc.ancestor_sampling(num, lambda before, after, input: table[before, after])
+
+    def pmmh(key, given):
+        """A parameter that chooses between two sequences, from its prior with the estimate."""
+        draw_key, start_key, step_key = jax.random.split(key, 3)
+
+        def model(choice):
+            return jax.tree.map(lambda a, b: jnp.where(choice == 0, a, b), *given)
+
+        log_prior = jnp.log(jnp.array([0.3, 0.7]))
+        prior = target(lambda x: log_prior[x])
+        kernel = smc.pmmh(_uniform_metropolis(2), model, num, smc.always(smc.multinomial))
+        position = kernel.start(start_key, jax.random.categorical(draw_key, log_prior))
+        state, _ = kernel.step(step_key, prior, kernel.init(prior, position))
+        return one(state.position.value, position.log_estimate)
+
+    first, second = finite_sequences((2,), (1,)), finite_sequences((2,), (1,), seed=5)
+    masses = [each[0].exact.log_evidence for each in (first, second)]
+    exact = Enumerated(jnp.arange(2), jnp.log(jnp.array([0.3, 0.7])) + jnp.stack(masses))
+    choice = Problem("two sequences", (first[0].given, second[0].given), exact)
+    paths = [
+        each._replace(exact=_without_start(each.exact), name=f"paths of {each.name}")
+        for each in problems
+    ]
+    return [
+        row(
+            "smc.conditional_smc",
+            invariant,
+            kept(lambda _: smc.conditional_smc(num)),
+            problems,
+            proper,
+        ),
+        row("smc.ancestor_sampling", invariant, kept(ancestors), problems, proper),
+        row("smc.trajectories", preserves, traced, paths, proper),
+        row("smc.pmmh", invariant, pmmh, [choice], proper),
+    ]
+
+
+def _without_start(paths: Enumerated) -> Enumerated:
+    """Returns the measure of the trajectories' states after the first."""
+    num = int(jnp.max(paths.support)) + 1
+    log_masses = jax.nn.logsumexp(paths.log_masses.reshape(num, -1), axis=0)
+    return Enumerated(paths.support[: log_masses.size, 1:], log_masses)
