@@ -186,6 +186,36 @@ RIGHT = {
 }
 
 
+def noise_at_infinity(key):
+    """An impossible outcome of a categorical draw, asked what it is."""
+    noisy = jr.gumbel(key, (2,)) + jnp.array([-jnp.inf, 0.0])
+    low = jnp.full(2, -jnp.inf)
+    return noisy == low, noisy <= low, noisy > low, noisy < 0, jnp.isfinite(noisy)
+
+
+def test_noise_at_infinity(key):
+    hit = math.exp(-1)
+    same(
+        law(noise_at_infinity, key),
+        {(1, 0, 1, 0, 0, 1, 1, 1, 0, 1): hit, (1, 0, 1, 0, 0, 1, 1, 0, 0, 1): 1 - hit},
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in RIGHT if name != "a constant key"])
+def test_answered_as_jax_draws(key, name):
+    """The frequencies of real draws are those of the exact law."""
+    program, _ = RIGHT[name]
+    num = 4096
+    draws = jax.vmap(program)(jr.split(key, num))
+    rows = np.concatenate([np.reshape(x, (num, -1)) for x in jax.tree.leaves(draws)], axis=1)
+    exactly = law(program, key)
+    found = dict.fromkeys(exactly, 0)
+    for row in rows.tolist():
+        found[tuple(row)] += 1
+    for outcome, mass in exactly.items():
+        assert abs(found[outcome] / num - mass) <= 5 * math.sqrt(mass * (1 - mass) / num)
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_answered_right(key, name):
     program, expected = RIGHT[name]
@@ -347,6 +377,10 @@ REUSED = {
     "used and split": lambda k: (jr.bernoulli(k), jr.bernoulli(jr.split(k)[0])),
     "split twice": lambda k: (jr.bernoulli(jr.split(k)[0]), jr.bernoulli(jr.split(k)[1])),
     "folded twice with one number": lambda k: [jr.bernoulli(jr.fold_in(k, 1)) for _ in range(2)],
+    "a child that two parents' rules share": lambda k: (
+        jr.bernoulli(jr.fold_in(k, 0)),
+        jr.bernoulli(jr.split(k)[0]),
+    ),
     "the same for every lane": lambda k: jax.vmap(jr.bernoulli)(jnp.stack([k, k])),
     "in a loop": reuse_in_a_loop,
     "in one branch": reuse_in_a_branch,

@@ -10,7 +10,6 @@ import numpy as np
 
 from bayesinf.validation.exact.uniforms import (
     alike_uniforms,
-    canonical,
     combine,
     evaluate,
     inverse_erf,
@@ -70,17 +69,22 @@ def _inside(eqn, points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.nd
 def _less(machine, eqn, x: np.ndarray, y: np.ndarray, or_equal: bool = False):
     """Decides x < y; returns the answers, and the origin of each world as `refine` does."""
     x, y = _apart(machine, x, y)
-    free_x, free_y = x["uid"] >= 0, y["uid"] >= 0
+    free_x, free_y = _is_free(x), _is_free(y)
     # Where no uniform decides: two constants, the same uniform on both sides, or an infinite
-    # constant beside a uniform, whose own value does not matter.
+    # number beside a uniform, whose own value does not matter.
     first = np.where(free_x & ~free_y, 0.0, x["a"])
     second = np.where(free_y & ~free_x, 0.0, y["a"])
     constant = first <= second if or_equal else first < second
-    difference = canonical(combine(x, y, -1.0))
-    fixed = difference["uid"] < 0
-    difference["a"] = np.where(fixed, np.where(constant, -1.0, 1.0), difference["a"])
+    difference = combine(x, y, -1.0)
+    fixed = ~_is_free(difference) | (difference["b"] == 0)
+    difference = np.where(fixed, constants(Known(np.where(constant, -1.0, 1.0))), difference)
     origin, difference, u = refine(machine, eqn, difference, root(difference)[..., None])
     return evaluate(difference, u) < 0, origin
+
+
+def _is_free(x: np.ndarray) -> np.ndarray:
+    """Returns where a uniform decides over a number: nothing finite moves an infinite one."""
+    return (x["uid"] >= 0) & np.isfinite(x["a"])
 
 
 def _apart(machine, x: np.ndarray, y: np.ndarray):
@@ -119,7 +123,8 @@ def _equality(answer: bool):
 
     def rule(machine, eqn, inputs):
         x, y = operands(eqn, inputs)
-        equal = alike_uniforms(x, y) & (x["b"] == y["b"]) & (x["a"] == y["a"])
+        one = alike_uniforms(x, y) & (x["b"] == y["b"])
+        equal = (one | ~(_is_free(x) | _is_free(y))) & (x["a"] == y["a"])
         return [Known(equal == answer)]
 
     return rule
@@ -191,6 +196,11 @@ def _convert(machine, eqn, inputs):
     """To a float it is the same number; to an integer it is cut off."""
     dtype = np.dtype(eqn.params["new_dtype"])
     if dtype.kind in "iu":
+        (x,) = operands(eqn, inputs)
+        ends = evaluate(x[..., None], machine.worlds.bounds(x["uid"]))
+        info = np.iinfo(dtype)
+        if np.any((np.ceil(ends) < info.min) | (np.floor(ends) > info.max)):
+            raise Refused(f"a uniform draw beyond the range of {dtype}")
         return _truncate(machine, eqn, inputs)
     if dtype.kind != "f":
         raise Refused(f"a uniform draw made into {dtype}")
