@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PyTree
 
-from bayesinf.mcmc.combinators import Block, Cycle, Mixture, Repeat, entry
+from bayesinf.mcmc.combinators import Block, Cycle, Mixture, Repeat, brief, entry
 from bayesinf.mcmc.state import flatten
 from bayesinf.programs.target import Target
 from bayesinf.types import Kernel, Key, invariant, law
@@ -53,12 +53,14 @@ class Phase(NamedTuple):
     """Where the warm-up is.
 
     Attributes:
+        adapts: whether it goes on at all.
         learns: whether the draw counts in the scale.
         closes: whether a window ends after it, and the scale is set.
     """
 
-    learns: Array
-    closes: Array
+    adapts: Any
+    learns: Any
+    closes: Any
 
 
 def schedule(num_warmup: int) -> Phase:
@@ -81,7 +83,7 @@ def schedule(num_warmup: int) -> Phase:
             window *= 2
             end += window
         closes[stop - 1] = True
-    return Phase(learns, closes)
+    return Phase(np.ones(num_warmup, bool), learns, closes)
 
 
 def start(kernel: Kernel, position: PyTree) -> tuple[Kernel, Any]:
@@ -109,17 +111,19 @@ def update(
     """Returns kernel and memory after a step that ended at `position`."""
     match kernel:
         case Cycle():
+            # Where only an outer kernel reports, all count as accepted alike.
+            each = getattr(info, "each", (info,) * len(kernel.kernels))
             pairs = [
                 update(child, memory, position, child_info, phase)
-                for child, memory, child_info in zip(kernel.kernels, tuning, info.each, strict=True)
+                for child, memory, child_info in zip(kernel.kernels, tuning, each, strict=True)
             ]
             kernels, tunings = zip(*pairs, strict=True)
             return _with(kernel, kernels=kernels), tunings
-        case Mixture():
+        case Mixture() if hasattr(info, "chosen"):
             pairs = [
                 _select(
                     info.chosen == index,
-                    update(child, memory, position, info, phase),
+                    update(child, memory, position, brief(info), phase),
                     (child, memory),
                 )
                 for index, (child, memory) in enumerate(zip(kernel.kernels, tuning, strict=True))
@@ -127,7 +131,8 @@ def update(
             kernels, tunings = zip(*pairs, strict=True)
             return _with(kernel, kernels=kernels), tunings
         case Repeat():
-            child, tuning = update(kernel.kernel, tuning, position, info, phase)
+            last = getattr(info, "last", info)
+            child, tuning = update(kernel.kernel, tuning, position, last, phase)
             return _with(kernel, kernel=child), tuning
         case Block():
             moved = entry(kernel.names, position)
@@ -188,7 +193,7 @@ def _update(kernel: Any, tuning: Tuning, position, info, phase) -> tuple[Kernel,
     step = _averaged(tuning.step, kernel.target_acceptance - info.acceptance)
     flat, _ = flatten(position)
     moments = _where(phase.learns, _added(tuning.moments, flat), tuning.moments)
-    scale = jnp.where(phase.closes, _scale(moments), kernel.scale)
+    scale = jax.lax.cond(phase.closes, lambda: _scale(moments), lambda: kernel.scale)
     # Another scale asks for another step size: the averaging starts again, from where it is.
     step = _where(phase.closes, _centred(step.log_average), step)
     moments = _where(phase.closes, jax.tree.map(jnp.zeros_like, moments), moments)

@@ -1,6 +1,6 @@
 """Kernels of kernels: one after another, one by lot, many times, one for each entry."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -36,6 +36,15 @@ class CycleInfo(NamedTuple):
     invalid: Bool[Array, ""]
     diverged: Bool[Array, ""]
     each: tuple[Any, ...]
+
+
+class RepeatInfo(NamedTuple):
+    """A `Summary` of all steps, and in `last` what the last one reports."""
+
+    acceptance: Float[Array, ""]
+    invalid: Bool[Array, ""]
+    diverged: Bool[Array, ""]
+    last: Any
 
 
 class MixtureInfo(NamedTuple):
@@ -130,13 +139,13 @@ class Repeat(eqx.Module):
     def init(self, target: Target, position: PyTree) -> Any:
         return self.kernel.init(target, position)
 
-    def step(self, key: Key, target: Target, state: Any) -> tuple[Any, Summary]:
+    def step(self, key: Key, target: Target, state: Any) -> tuple[Any, RepeatInfo]:
         def move(state, key):
-            state, info = self.kernel.step(key, target, state)
-            return state, brief(info)
+            return self.kernel.step(key, target, state)
 
         state, infos = jax.lax.scan(move, state, jax.random.split(key, self.num))
-        return state, _overall(infos)
+        last = jax.tree.map(lambda leaf: leaf[-1], infos)
+        return state, RepeatInfo(*_overall(brief(infos)), last)
 
 
 class Conditional(eqx.Module):
@@ -201,18 +210,18 @@ def cycle(*kernels: Kernel) -> Cycle:
 
 
 @law(invariant)
-def mixture(probs: ArrayLike, *kernels: Kernel) -> Mixture:
+def mixture(probs: ArrayLike | Sequence[float | int], *kernels: Kernel) -> Mixture:
     """Returns the kernel that applies one of these, chosen in proportion to `probs`.
 
     Law: invariant, if each is; the choice must not look at the position. Under `vmap` all of them
     are computed.
     """
     _some("kernels", kernels)
-    if jnp.shape(probs) != (len(kernels),):
-        raise ValueError(
-            f"probs: shape {jnp.shape(probs)} came, ({len(kernels)},) was expected, one a kernel"
-        )
     probs = jnp.asarray(probs)
+    if probs.shape != (len(kernels),):
+        raise ValueError(
+            f"probs: shape {probs.shape} came, ({len(kernels)},) was expected, one a kernel"
+        )
     return Mixture(jnp.log(probs.astype(jnp.result_type(probs, 0.0))), kernels)
 
 

@@ -157,9 +157,8 @@ class NUTS(eqx.Module):
         )
         loop = jax.lax.while_loop(lambda loop: ~loop.finished, grow, loop)
         draw = loop.tree.draw
-        info = HamiltonianInfo(
-            loop.acceptances / loop.num_steps, loop.invalid, loop.diverged, loop.num_steps
-        )
+        acceptance = loop.acceptances / loop.num_steps.astype(x.dtype)
+        info = HamiltonianInfo(acceptance, loop.invalid, loop.diverged, loop.num_steps)
         return GradState(unflatten(draw.x), draw.parts, draw.grads), info
 
 

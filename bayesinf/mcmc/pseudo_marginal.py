@@ -46,7 +46,7 @@ class PseudoMarginal(eqx.Module):
         value = strong(value)
         return Estimated(value, self.estimate(key, value))
 
-    def init(self, target: Target, position: Estimated) -> State:
+    def init(self, target: Target, position: PyTree) -> State:
         if not isinstance(position, Estimated):
             raise ValueError(
                 f"position: {type(position).__name__} came, an Estimated was expected, as made by "

@@ -11,7 +11,7 @@ from jaxtyping import Int, PyTree
 from tqdm import tqdm
 
 from bayesinf.mcmc import adaptation
-from bayesinf.mcmc.combinators import brief, repeat
+from bayesinf.mcmc.combinators import repeat
 from bayesinf.mcmc.draws import Draws, Last
 from bayesinf.mcmc.foreign import OwnTarget
 from bayesinf.mcmc.state import strong
@@ -76,18 +76,20 @@ def sample(
         )
     states = _init(target, kernel, positions)
     _check_starts(target, states)
-    kernels = jax.tree.map(
-        lambda leaf: (
-            jnp.broadcast_to(leaf, (num_chains, *leaf.shape)) if eqx.is_array(leaf) else leaf
-        ),
-        kernel,
-    )
+    kernels, tunings = _start(kernel, states)
     total = num_warmup + num_samples
     with tqdm(total=total, disable=not progress, unit="draw") as bar:
+        phases = adaptation.schedule(num_warmup)
+        for first, size in _chunks(num_warmup):
+            phase = _rows(phases, first, size)
+            kernels, tunings, states, kept = _chunk(
+                warmup_key, target, kernels, tunings, states, phase, first, size
+            )
+            _report(bar, kept[1], size, "warm-up")
         if num_warmup > 0:
-            kernels, states = _warm_up(warmup_key, target, kernels, states, num_warmup, bar)
-        last = Last(strong_arrays(kernels), strong(states), jnp.zeros((), int))
-        return _collect(draw_key, target, last, num_samples, thin, bar)
+            kernels = _finish(kernels, tunings)
+        last = Last(kernels, states, jnp.zeros((), int))
+        return _collect(draw_key, target, last, tunings, num_samples, thin, bar)
 
 
 @law(consistent)
@@ -110,7 +112,8 @@ def resume(
     _check_counts({"num_samples": (num_samples, 1), "thin": (thin, 1)})
     draw_key = jax.random.split(key, 3)[2]
     with tqdm(total=num_samples, disable=not progress, unit="draw") as bar:
-        return _collect(draw_key, _target(program), last, num_samples, thin, bar)
+        tunings = _restart(last.kernels, last.states)
+        return _collect(draw_key, _target(program), last, tunings, num_samples, thin, bar)
 
 
 @law(invariant)
@@ -131,27 +134,14 @@ def run(
     return jax.lax.scan(move, state, jax.random.split(key, num_steps))
 
 
-def _warm_up(key, target, kernels, states, num, bar) -> tuple[Kernel, Any]:
-    kernels, tunings = _start_tuning(kernels, states)
-    phases = adaptation.schedule(num)
-    for first in range(0, num, CHUNK):
-        size = min(CHUNK, num - first)
-        rows = (np.resize(leaf[first : first + size], CHUNK) for leaf in phases)
-        phase = adaptation.Phase(*map(jnp.asarray, rows))
-        kernels, tunings, states, infos = _warm_chunk(
-            key, target, kernels, tunings, states, phase, jnp.asarray(first), jnp.asarray(size)
-        )
-        _report(bar, infos, size, "warm-up")
-    return _finish_tuning(kernels, tunings), states
-
-
-def _collect(key, target, last: Last, num: int, thin: int, bar) -> Draws:
+def _collect(key, target, last: Last, tunings, num: int, thin: int, bar) -> Draws:
     kernels, states, count = last
+    thinned = kernels if thin == 1 else repeat(kernels, thin)
+    rest = adaptation.Phase(*(np.zeros(CHUNK, bool) for _ in adaptation.Phase._fields))
     chunks = []
-    for first in range(0, num, CHUNK):
-        size = min(CHUNK, num - first)
-        states, kept = _draw_chunk(
-            key, target, kernels, states, count + first, jnp.asarray(size), thin
+    for first, size in _chunks(num):
+        *_, states, kept = _chunk(
+            key, target, thinned, tunings, states, _rows(rest, 0, CHUNK), count + first, size
         )
         # To the host at once: the device holds one chunk whatever the number of draws.
         chunks.append(jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:, :size], kept))
@@ -160,62 +150,73 @@ def _collect(key, target, last: Last, num: int, thin: int, bar) -> Draws:
     return Draws(positions, info, Last(kernels, states, count + num))
 
 
+def _chunks(num: int) -> list[tuple[int, int]]:
+    """Returns the first draw and the size of every chunk."""
+    return [(first, min(CHUNK, num - first)) for first in range(0, num, CHUNK)]
+
+
+def _rows(phases: adaptation.Phase, first: int, size: int) -> adaptation.Phase:
+    """Returns a chunk's phases, filled up to its full size."""
+    return adaptation.Phase(*(jnp.resize(leaf[first : first + size], CHUNK) for leaf in phases))
+
+
 @eqx.filter_jit
 def _init(target, kernel, positions):
     return strong(jax.vmap(lambda position: kernel.init(target, position))(positions))
 
 
 @eqx.filter_jit
-def _start_tuning(kernels, states):
-    def chain(kernel, state):
-        return adaptation.start(kernel, state.position)
-
-    return strong_arrays(eqx.filter_vmap(chain)(kernels, states))
+def _start(kernel, states):
+    """Returns a kernel a chain and what its warm-up remembers."""
+    start = eqx.filter_vmap(lambda state: adaptation.start(kernel, state.position))
+    return _strong_arrays(start(states))
 
 
 @eqx.filter_jit
-def _finish_tuning(kernels, tunings):
+def _restart(kernels, states):
+    def memory(kernel, state):
+        return adaptation.start(kernel, state.position)[1]
+
+    return _strong_arrays(eqx.filter_vmap(memory)(kernels, states))
+
+
+@eqx.filter_jit
+def _finish(kernels, tunings):
     return eqx.filter_vmap(adaptation.finish)(kernels, tunings)
 
 
+def _chunk(key, target, kernels, tunings, states, phases, first, size):
+    """Returns kernels, memories and states after `size` draws, and what room for a chunk holds."""
+    first, size = jnp.asarray(first), jnp.asarray(size)
+    return _advance(key, target, kernels, tunings, states, phases, first, size)
+
+
 @eqx.filter_jit
-def _warm_chunk(key, target, kernels, tunings, states, phases, first, size):
+def _advance(key, target, kernels, tunings, states, phases, first, size):
+    # Warm-up and draws are one program, whose compilation is the price of a first run.
     def chain(key, kernel, tuning, state):
         arrays, rest = eqx.partition(kernel, eqx.is_array)
 
         def one(index, carry):
-            arrays, tuning, state, infos = carry
+            arrays, tuning, state, kept = carry
             kernel = eqx.combine(arrays, rest)
             state, info = kernel.step(jax.random.fold_in(key, first + index), target, state)
             phase = jax.tree.map(lambda leaf: leaf[index], phases)
-            kernel, tuning = adaptation.update(kernel, tuning, state.position, info, phase)
-            arrays = eqx.filter(kernel, eqx.is_array)
-            return arrays, tuning, state, _put(infos, index, brief(info))
 
-        info = _shapes_after(key, target, kernel, state)[1]
-        infos = _room(jax.eval_shape(brief, info))
-        carry = jax.lax.fori_loop(0, size, one, (arrays, tuning, state, infos))
-        arrays, tuning, state, infos = carry
-        return eqx.combine(arrays, rest), tuning, state, infos
+            def adapt():
+                adapted = adaptation.update(kernel, tuning, state.position, info, phase)
+                return eqx.filter(adapted, eqx.is_array)
 
-    return eqx.filter_vmap(chain)(_chain_keys(key, states), kernels, tunings, states)
-
-
-@eqx.filter_jit
-def _draw_chunk(key, target, kernels, states, first, size, thin):
-    def chain(key, kernel, state):
-        kernel = kernel if thin == 1 else repeat(kernel, thin)
-
-        def one(index, carry):
-            state, kept = carry
-            state, info = kernel.step(jax.random.fold_in(key, first + index), target, state)
-            return state, _put(kept, index, (state.position, info))
+            arrays, tuning = jax.lax.cond(phase.adapts, adapt, lambda: (arrays, tuning))
+            return arrays, tuning, state, _put(kept, index, (state.position, info))
 
         info = _shapes_after(key, target, kernel, state)[1]
         kept = _room((state.position, info))
-        return jax.lax.fori_loop(0, size, one, (state, kept))
+        carry = jax.lax.fori_loop(0, size, one, (arrays, tuning, state, kept))
+        arrays, tuning, state, kept = carry
+        return eqx.combine(arrays, rest), tuning, state, kept
 
-    return eqx.filter_vmap(chain)(_chain_keys(key, states), kernels, states)
+    return eqx.filter_vmap(chain)(_chain_keys(key, states), kernels, tunings, states)
 
 
 def _chain_keys(key: Key, states: Any) -> Array:
@@ -239,7 +240,7 @@ def _report(bar: tqdm, infos: Any, size: int, phase: str) -> None:
     bar.update(size)
 
 
-def strong_arrays(tree: PyTree) -> PyTree:
+def _strong_arrays(tree: PyTree) -> PyTree:
     """Returns a pytree, which may hold functions, without weak types."""
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(strong(arrays), rest)

@@ -56,7 +56,7 @@ class HamiltonianInfo(NamedTuple):
     num_steps: Array
 
 
-S = TypeVar("S", bound=NamedTuple)
+S = TypeVar("S", bound=State | GradState)
 
 
 def init_state(target: Target, position: PyTree) -> State:

@@ -9,11 +9,12 @@ from jaxtyping import Float, PyTree
 
 from bayesinf.mcmc.combinators import Block, Mixture, mixture
 from bayesinf.mcmc.metropolis import Metropolis
-from bayesinf.types import Kernel, Key, invariant, law
+from bayesinf.types import Kernel, Key, invariant, law, no_law
 
 Choices = dict[str, PyTree]
 
 
+@no_law("a proposal; `trace_mh` makes a kernel of it")
 class SiteProposal(eqx.Module):
     """A proposal for one site, which may look at all choices.
 
