@@ -5,6 +5,11 @@ as in `bi.programs.StateSpace`.
 
 - `distributions`: Gaussian mixtures, with densities, draws, moments, exact maps and fits.
 - `programs`: what a model means: state-space models, readings, local quadratics of any sensor.
+- `mcmc`: Markov chain kernels, kernels of kernels, and the loop that runs them.
+- `smc`: resamplers, particle filters, tempering, particle MCMC.
+- `validation`: whether a block keeps its law, exactly or by independent runs.
+- `laws`: every block of the package with the problem on which its law is checked.
+- `diagnostics`: effective sample size and R-hat of chains.
 - `kalman`: the Kalman family behind one call, the exact oracle of the linear-Gaussian case.
 - `transformers_gmm`: the Distribution Transformer, from a mixture prior and readings to a mixture.
 - `training`: the one optimisation loop.
@@ -18,27 +23,37 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bayesinf import (
+        diagnostics,
         distributions,
         fusion,
         kalman,
+        laws,
         linalg,
+        mcmc,
         plots,
         programs,
+        smc,
         training,
         transformers_gmm,
         types,
+        validation,
     )
 
 __all__ = [
+    "diagnostics",
     "distributions",
     "fusion",
     "kalman",
+    "laws",
     "linalg",
+    "mcmc",
     "plots",
     "programs",
+    "smc",
     "training",
     "transformers_gmm",
     "types",
+    "validation",
 ]
 
 __version__ = metadata.version("bayesinf")

@@ -1,6 +1,8 @@
-"""The command line: `bayesinf fuse` localises a robot, `bayesinf train` makes a shipped network."""
+"""The command line: `bayesinf fuse` localises a robot, `validate` checks laws, `train` makes a
+shipped network."""
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -31,11 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status of the command line `argv`: 2 for bad input, after one line."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
+        return arguments.command(arguments) or 0
     except (LogError, CommandError) as error:
         print(f"bayesinf: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +67,25 @@ def _parser() -> argparse.ArgumentParser:
         help="where track.csv, summary.json and track.png go (default: out/ and the log's name)",
     )
     fuse.add_argument("--quick", action="store_true", help=f"only the first {QUICK_RANGES} ranges")
+
+    validate = commands.add_parser(
+        "validate",
+        help="check that a block keeps its law",
+        description="Checks a law exactly, on finite problems, and statistically. The exit status "
+        "is 0 if it holds, 1 if it is refuted, 2 if it cannot be decided.",
+    )
+    validate.set_defaults(command=_validate)
+    validate.add_argument(
+        "block",
+        metavar="FILE.py:NAME",
+        nargs="?",
+        help="a kernel (init, step), or a factory make(log_probs) -> step(key, x)",
+    )
+    validate.add_argument("--law", default="invariant", help="(default: invariant)")
+    validate.add_argument("--states", metavar="K", type=int, help="(default: 2 and 3)")
+    validate.add_argument("--json", metavar="OUT", help="where the table goes as JSON")
+    validate.add_argument("--all", action="store_true", help="the package's own blocks")
+    validate.add_argument("--full", action="store_true", help="on the whole grid of sizes")
 
     train = commands.add_parser(
         "train",
@@ -137,6 +157,57 @@ def _true_start(log: Log) -> np.ndarray | None:
     xy, heading = truth_at(log, np.array([log.start_t]))
     pose = np.array([*xy[0], heading[0]])
     return None if np.isnan(pose).any() else pose
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    if arguments.all == (arguments.block is not None):
+        raise CommandError("validate: either FILE.py:NAME or --all was expected")
+    if arguments.states is not None and not 2 <= arguments.states <= 6:
+        raise CommandError(f"--states: {arguments.states} came, 2 to 6 was expected")
+    if arguments.json is not None:
+        _check_writable(Path(arguments.json).parent, (Path(arguments.json).name,), "--json")
+
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    reports = _check_all(arguments.full) if arguments.all else [_check_one(arguments)]
+    if arguments.json is not None:
+        table = json.dumps([report.row() for report in reports], indent=2)
+        Path(arguments.json).write_text(table + "\n", encoding="utf-8")
+    verdicts = {report.verdict for report in reports}
+    return 1 if "refuted" in verdicts else 2 if "refused" in verdicts else 0
+
+
+def _check_one(arguments: argparse.Namespace):
+    from bayesinf.validation.user import LAWS, check_user, load_block
+
+    if arguments.law not in LAWS:
+        known = ", ".join(LAWS)
+        raise CommandError(f"--law: {arguments.law!r} came, one of {known} was expected")
+    try:
+        block = load_block(arguments.block)
+        name = arguments.block.rpartition(":")[2]
+        report = check_user(block, LAWS[arguments.law], name, arguments.states)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    print(report)
+    return report
+
+
+def _check_all(full: bool):
+    from tqdm import tqdm
+
+    from bayesinf import laws
+
+    rows = laws.rows(laws.FULL if full else laws.QUICK)
+    reports = [row.run(len(rows)) for row in tqdm(rows, unit="block")]
+    print(f"{'block':28}{'law':12}{'mode':13}{'error':>9}{'|z|':>7}{'finds':>9}  verdict")
+    for report in reports:
+        numbers = (report.exact_error, report.statistical_z, report.detectable)
+        error, z, finds = ("-" if number is None else f"{number:.2g}" for number in numbers)
+        line = f"{report.block:28}{report.law:12}{report.mode:13}{error:>9}{z:>7}{finds:>9}"
+        print(f"{line}  {report.verdict}")
+    return reports
 
 
 def _train(arguments: argparse.Namespace) -> None:

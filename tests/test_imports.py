@@ -32,13 +32,14 @@ MAY_IMPORT = {
     "validation": _CHECKED,
     "mcmc": (*_CHECKED, "validation"),
     "smc": (*_CHECKED, "validation", "mcmc"),
+    "laws": (*_CHECKED, "validation", "mcmc", "smc"),
     "training": ("types",),
     "transformers_gmm": _NETWORK,
     "meta_niw": (*_NETWORK, "mcmc"),
     "trust": _BELOW_TRUST,
     "fusion": (*_BELOW_TRUST, "trust"),
     "plots": (*_BELOW_TRUST, "trust", "fusion"),
-    "cli": (*_BELOW_TRUST, "trust", "fusion", "plots"),
+    "cli": (*_BELOW_TRUST, "trust", "fusion", "plots", "laws"),
 }
 
 # The parts that may load a slow library when they are themselves loaded; `import bayesinf` loads

@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from bayesinf.distributions.enumerated import matches
-from bayesinf.distributions.particles import Particles, take
+from bayesinf.distributions.particles import Particles
 from bayesinf.types import Kernel, Key, Law, invariant, preserves, proper
 from bayesinf.validation import problems as standard
 from bayesinf.validation.exact import KeyReuse, Refused, exact
@@ -149,7 +149,7 @@ def _worst(support, expected, came) -> tuple[Disagreement, ...]:
 
     def atom(k):
         elsewhere = k == expected.size - 1
-        return "elsewhere" if elsewhere else jax.tree.map(np.asarray, take(support, k))
+        return "elsewhere" if elsewhere else jax.tree.map(lambda leaf: np.asarray(leaf)[k], support)
 
     return tuple(Disagreement(atom(k), float(expected[k]), float(came[k])) for k in wrong)
 
