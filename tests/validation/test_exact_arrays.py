@@ -53,7 +53,12 @@ FUNCTIONS = {
         lambda n: (n // 3, n % 3, lax.div(n, 2), lax.rem(n, 2), n & 3, n | 1, n ^ 2, ~n, n << 1)
     )((10 * x).astype(int)),
     "booleans": lambda x: ((x > 0) & (x < 1), (x > 0) | (x < -1), ~(x > 0), (x > 0) ^ (x > 1)),
-    "division by zero": lambda x: (lax.div((x * 2).astype(int), jnp.zeros((2, 3), int)), x / 0),
+    "division by zero": lambda x: (
+        lax.div((x * 2).astype(int), jnp.zeros((2, 3), int)),
+        lax.rem((x * 2).astype(int), jnp.zeros((2, 3), int)),
+        lax.div((x**2).astype(jnp.uint32), jnp.zeros((2, 3), jnp.uint32)),
+        x / 0,
+    ),
     "reductions": lambda x: (
         x.sum(),
         x.mean(0),

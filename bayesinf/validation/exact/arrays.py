@@ -35,8 +35,10 @@ def _rank(x):
 def _divide(x, y):
     if x.dtype.kind == "f":
         return x / y
-    safe = np.where(y == 0, 1, y)
-    return np.where(y == 0, -1, np.trunc(x / safe) if x.dtype.kind == "i" else x // safe)
+    divisor = np.where(y == 0, np.ones_like(y), y)
+    floor = x // divisor
+    towards_zero = floor + ((floor * divisor != x) & ((x < 0) != (divisor < 0)))
+    return np.where(y == 0, ~np.zeros_like(y), towards_zero)
 
 
 def _power(x, y):
@@ -44,7 +46,9 @@ def _power(x, y):
 
 
 def _remainder(x, y):
-    return np.fmod(x, np.where(y == 0, 1, y)) if x.dtype.kind in "iu" else np.fmod(x, y)
+    if x.dtype.kind == "f":
+        return np.fmod(x, y)
+    return np.where(y == 0, x, np.fmod(x, np.where(y == 0, np.ones_like(y), y)))
 
 
 # These act on each element alone, whatever the parameters.

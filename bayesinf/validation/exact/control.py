@@ -10,7 +10,8 @@ from bayesinf.validation.exact.values import Known, Refused, Value, alike, opaqu
 
 def _scan(machine, eqn, inputs):
     params = eqn.params
-    num_consts, num_carry, length = (params[k] for k in ("num_consts", "num_carry", "length"))
+    num_consts, num_carry = _sections(params)
+    length = params["length"]
     steps = range(length)[::-1] if params["reverse"] else range(length)
     first = num_consts + num_carry
     avals = [v.aval for v in eqn.outvars]
@@ -29,6 +30,14 @@ def _scan(machine, eqn, inputs):
             for i, aval in enumerate(avals[num_carry:])
         ]
     return carry + stacked
+
+
+def _sections(params) -> tuple[int, int]:
+    """Returns how many of a scan's operands are constants, and how many its carry."""
+    if "ft_in" in params:  # newer than JAX 0.10
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return params["num_consts"], params["num_carry"]
 
 
 def _stack(values: list[Value], aval) -> Value:

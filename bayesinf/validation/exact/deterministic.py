@@ -25,7 +25,7 @@ _SHORT = 64
 _NOISY = ("random_", "rng_", "threefry", "philox", "io_callback")
 
 # Where an equation that only calls keeps what it calls.
-CALLS = {
+_CALLS = {
     "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
@@ -42,8 +42,27 @@ def closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
     return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
 
 
+def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """Returns the program that an equation does nothing but call, None for other equations."""
+    name = eqn.primitive.name
+    if name in _CALLS:
+        return closed(eqn.params[_CALLS[name]])
+    if name == "call_hi_primitive":  # newer than JAX 0.10
+        return _lowered(eqn.primitive, tuple(eqn.params.items()), tuple(avals(eqn.invars)))
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _lowered(primitive, params: tuple, operands: tuple) -> ClosedJaxpr:
+    """Returns a primitive of high level as a program of plain ones."""
+    return jax.make_jaxpr(lambda *args: primitive.to_lojax(*args, **dict(params)))(*operands)
+
+
 def inner(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
     """Yields the programs that an equation holds."""
+    if (program := called(eqn)) is not None:
+        yield program
+        return
     for param in eqn.params.values():
         for each in param if isinstance(param, tuple | list) else (param,):
             if isinstance(each, Jaxpr | ClosedJaxpr):
@@ -84,7 +103,8 @@ def is_light(eqn: JaxprEqn) -> bool:
     name = eqn.primitive.name
     if name == "scan" and eqn.params["length"] > _SHORT:
         return False
-    return (name in CALLS or name in ("scan", "cond")) and all(map(_is_light, inner(eqn)))
+    calls = name in ("scan", "cond") or called(eqn) is not None
+    return calls and all(map(_is_light, inner(eqn)))
 
 
 @lru_cache(maxsize=4096)
@@ -137,8 +157,8 @@ def _function(primitive, params: tuple, axes: tuple):
     bound = dict(params)
 
     def call(*args):
-        if primitive.name in CALLS:
-            return jaxpr_as_fun(closed(bound[CALLS[primitive.name]]))(*args)
+        if primitive.name in _CALLS:
+            return jaxpr_as_fun(closed(bound[_CALLS[primitive.name]]))(*args)
         bind = primitive.get_bind_params(bound)
         functions, rest = bind if isinstance(bind, tuple) else ((), bind)  # a tuple before 0.10
         out = primitive.bind(*functions, *args, **rest)

@@ -7,8 +7,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from bayesinf.validation.exact import control, decisions, draws, gumbel, moves, samplers, uniforms
 from bayesinf.validation.exact.deterministic import (
-    CALLS,
-    closed,
+    called,
     evaluate,
     has_rule,
     is_light,
@@ -96,10 +95,9 @@ class Interpreter:
             return list(map(Known, evaluate(self.worlds, eqn, [x.array for x in inputs])))
         if name in control.RULES:
             return control.RULES[name](self, eqn, inputs)
-        if name in CALLS:
-            if random and (rule := samplers.rule(eqn)) is not None:
-                return rule(self, eqn, inputs)
-            return self.call(closed(eqn.params[CALLS[name]]), inputs)
+        if (program := called(eqn)) is not None:
+            rule = samplers.rule(eqn, program) if random else None
+            return rule(self, eqn, inputs) if rule else self.call(program, inputs)
         if name in moves.RULES and (moved := _move(eqn, inputs)) is not None:
             return moved
         for kind, rules in _RULES.items():
@@ -127,11 +125,8 @@ def _move(eqn: JaxprEqn, inputs: list[Value]) -> list[Value] | None:
 
 def _is_library(eqn: JaxprEqn) -> bool:
     """Whether an equation calls a function of JAX."""
-    if eqn.primitive.name not in CALLS:
-        return False
-    return (
-        "/jax/_src/" in closed(eqn.params[CALLS[eqn.primitive.name]]).jaxpr.debug_info.func_src_info
-    )
+    program = called(eqn)
+    return program is not None and "/jax/_src/" in program.jaxpr.debug_info.func_src_info
 
 
 def _read(env: dict, var) -> Value:

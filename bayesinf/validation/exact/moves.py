@@ -208,6 +208,10 @@ def _set(array, index, updates):
     array[index] = updates
 
 
+def _unstack(params, shape, x):
+    return list(np.moveaxis(x, params["axis"] + 1, 0))
+
+
 RULES = {
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,
@@ -227,6 +231,7 @@ RULES = {
     "stack": _stack,
     "stop_gradient": lambda params, shape, x: x,
     "transpose": _transpose,
+    "unstack": _unstack,
 }
 
 # The operands of these that say where, and not what.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.special as special
 
-from bayesinf.validation.exact.deterministic import CALLS, closed, evaluate
+from bayesinf.validation.exact.deterministic import called, closed, evaluate
 from bayesinf.validation.exact.draws import consume
 from bayesinf.validation.exact.gumbel import noise
 from bayesinf.validation.exact.values import Keys, Known, Refused, Value, is_key
@@ -85,8 +85,7 @@ def _replay(machine, program, args: list, words: Iterator, shape) -> np.ndarray:
             if aval.shape != shape:
                 raise Refused("integer draws that share their bits")
             outs = [_word(next(words), aval)]
-        elif eqn.primitive.name in CALLS:
-            inner = closed(eqn.params[CALLS[eqn.primitive.name]])
+        elif (inner := called(eqn)) is not None:
             outs = [_replay(machine, inner, [read(v) for v in eqn.invars], words, shape)]
         else:
             outs = evaluate(machine.worlds, eqn, [read(v) for v in eqn.invars])
@@ -189,12 +188,10 @@ RULES = {
 }
 
 
-def rule(eqn) -> Callable | None:
-    """Returns the rule of a call that is a known sampler."""
+def rule(eqn, program) -> Callable | None:
+    """Returns the rule of a call of `program` that is a known sampler."""
     found, source = RULES.get(eqn.params.get("name", ""), (None, ""))
-    if found is None or source not in closed(eqn.params["jaxpr"]).jaxpr.debug_info.func_src_info:
-        return None
-    return found
+    return found if found and source in program.jaxpr.debug_info.func_src_info else None
 
 
 def register(name: str, law: Callable) -> None:
