@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.special as special
 
-from bayesinf.validation.exact.deterministic import called, closed, evaluate
+from bayesinf.validation.exact.deterministic import called, closed, evaluate, inner
 from bayesinf.validation.exact.draws import consume
 from bayesinf.validation.exact.gumbel import noise
 from bayesinf.validation.exact.values import Keys, Known, Refused, Value, is_key
@@ -85,8 +85,8 @@ def _replay(machine, program, args: list, words: Iterator, shape) -> np.ndarray:
             if aval.shape != shape:
                 raise Refused("integer draws that share their bits")
             outs = [_word(next(words), aval)]
-        elif (inner := called(eqn)) is not None:
-            outs = [_replay(machine, inner, [read(v) for v in eqn.invars], words, shape)]
+        elif (callee := called(eqn)) is not None:
+            outs = [_replay(machine, callee, [read(v) for v in eqn.invars], words, shape)]
         else:
             outs = evaluate(machine.worlds, eqn, [read(v) for v in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
@@ -105,16 +105,21 @@ def _numbers(inputs: list[Value]) -> list[np.ndarray]:
     return [x.array for x in numbers]
 
 
-def _elementwise(law: Callable):
+def _elementwise(law: Callable, source: str = "random_bits"):
     """Returns the rule of a sampler whose elements are independent.
 
     `law(truncation, *parameters)` returns the probabilities `(..., K)` of the integers from 0 on.
+    The primitive `source` makes the noise of the elements, or a key for each.
     """
 
     def rule(machine, eqn, inputs):
         keys = [x for x in inputs if isinstance(x, Keys)]
         shape = eqn.outvars[0].aval.shape
-        parameters = [_placed(x, keys[0].array.shape[1:], shape) for x in _numbers(inputs)]
+        # Under vmap with one key for all lanes, lanes share their noise.
+        if min(_sizes(eqn, source), default=0) < math.prod(shape):
+            raise Refused("draws that share their noise, so that they depend on each other")
+        batched = keys[0].array.ndim > 1
+        parameters = [_placed(x, batched, shape) for x in _numbers(inputs)]
         consume(machine, keys[0])
         probabilities = law(machine.truncation, *np.broadcast_arrays(*parameters))
         return _draw(machine, eqn, probabilities, np.arange(probabilities.shape[-1]))
@@ -122,16 +127,28 @@ def _elementwise(law: Callable):
     return rule
 
 
-def _placed(x: np.ndarray, batch: tuple, shape: tuple) -> np.ndarray:
-    """Returns a parameter so that it broadcasts against the draws, under a batch of keys or not."""
+def _sizes(eqn, name: str) -> Iterator[int]:
+    """Yields the sizes of what the primitives of a name make, inside of an equation."""
+    if eqn.primitive.name == name:
+        yield math.prod(eqn.outvars[0].aval.shape)
+    for program in inner(eqn):
+        for each in program.jaxpr.eqns:
+            yield from _sizes(each, name)
+
+
+def _placed(x: np.ndarray, batched: bool, shape: tuple) -> np.ndarray:
+    """Returns a parameter so that it broadcasts against the draws.
+
+    Raises:
+        Refused: under vmap, where the sizes do not say which axis is which.
+    """
     own = x.shape[1:]
-    if own == shape or not own:
-        return x.reshape(len(x), *own, *(1,) * (len(shape) - len(own)))
-    if batch and own == batch:
-        return x.reshape(len(x), *own, *(1,) * (len(shape) - len(own)))
-    if not batch:
-        return x.reshape(len(x), *(1,) * (len(shape) - len(own)), *own)
-    raise Refused("a batch of draws whose parameters have another shape")
+    flat = x.reshape(len(x), -1)
+    if np.all(flat == flat[:, :1]):
+        return flat[:, 0].reshape(len(x), *(1,) * len(shape))
+    if batched and (own != shape or len(set(shape)) < len(shape)):
+        raise Refused("a batch of draws whose parameters may be laid out in several ways")
+    return x.reshape(len(x), *(1,) * (len(shape) - len(own)), *own)
 
 
 def _cut_off(tail: Callable, truncation: float, *parameters: np.ndarray) -> int:
@@ -180,7 +197,7 @@ _JAX, _NUMPYRO = "/jax/_src/random", "/numpyro/distributions/util.py"
 
 # The rule of each sampler, and what its source's path must hold: anybody may call a function so.
 RULES = {
-    "_binomial": (_elementwise(_binomial), _NUMPYRO),
+    "_binomial": (_elementwise(_binomial, "random_split"), _NUMPYRO),
     "_geometric": (_elementwise(_geometric), _JAX),
     "_gumbel": (noise, _JAX),
     "_poisson": (_elementwise(_poisson), _JAX),
@@ -218,16 +235,18 @@ def register(name: str, law: Callable) -> None:
         worlds, aval = machine.worlds, eqn.outvars[0].aval
         laws = []
         for world in range(max([len(x) for x in numbers], default=1)):
-            chance, outcomes = law(*(x[world if len(x) > 1 else 0] for x in numbers))
-            laws.append((np.asarray(chance, float), np.asarray(outcomes)))
+            chance, outcomes = map(np.asarray, law(*(x[world % len(x)] for x in numbers)))
+            fits = chance.ndim == 1 and outcomes.shape == (len(chance), *aval.shape)
+            if not fits or np.any(chance < 0) or not np.isclose(chance.sum(), 1):
+                raise Refused(f"a law of {name} that is none, or of another shape")
+            laws.append((chance, outcomes))
         most = max(len(chance) for chance, _ in laws)
         chances = np.zeros((len(laws), most))
         table = np.zeros((len(laws), most, *aval.shape), aval.dtype)
         for world, (chance, outcomes) in enumerate(laws):
             chances[world, : len(chance)] = chance
             table[world, : len(chance)] = outcomes
-        rows = np.broadcast_to(np.arange(len(laws)), (len(worlds),)) if len(laws) == 1 else None
-        rows = np.arange(len(worlds)) if rows is None else np.zeros(len(worlds), int)
+        rows = np.arange(len(worlds)) % len(laws)
         drawn, origin = worlds.choose(1, lambda t, origin: chances[rows[origin]])
         return [Known(table[rows[origin], drawn[:, 0]])]
 
