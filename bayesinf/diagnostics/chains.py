@@ -15,6 +15,7 @@ from bayesinf.types import no_law
 
 Draws = Shaped[Array | np.ndarray, "chains draws *shape"]
 Estimate = Float[np.ndarray | np.floating, "*shape"]
+Numbers = np.ndarray | np.floating
 _is_diagnostic = no_law("a diagnostic of draws")
 
 
@@ -106,11 +107,11 @@ def _ranked(draws: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(draws), np.nan, scores.reshape(draws.shape))
 
 
-def _below(draws: np.ndarray, level: np.ndarray) -> np.ndarray:
+def _below(draws: np.ndarray, level: Numbers) -> np.ndarray:
     return np.where(np.isnan(draws), np.nan, draws <= level)
 
 
-def _rhat(draws: np.ndarray) -> np.ndarray:
+def _rhat(draws: np.ndarray) -> Numbers:
     """Returns R-hat (eqs. 1 to 4)."""
     num = draws.shape[1]
     within = np.mean(np.var(draws, axis=1, ddof=1), axis=0)
@@ -119,7 +120,7 @@ def _rhat(draws: np.ndarray) -> np.ndarray:
     return np.sqrt((num - 1) / num + ratio)
 
 
-def _ess(draws: np.ndarray) -> np.ndarray:
+def _ess(draws: np.ndarray) -> Numbers:
     """Returns the effective sample size (eqs. 10 to 13), by Geyer's monotone sequence."""
     chains, num = draws.shape[:2]
     centred = draws - np.mean(draws, axis=1, keepdims=True)

@@ -240,7 +240,7 @@ def _scale(moments: Moments) -> Array:
     return jnp.linalg.cholesky(symmetric + small * jnp.eye(*symmetric.shape, dtype=small.dtype))
 
 
-def _with(kernel: Any, **fields: Any) -> Any:
+def _with(kernel: Any, /, **fields: Any) -> Any:
     names = tuple(fields)
     return eqx.tree_at(
         lambda kernel: tuple(getattr(kernel, name) for name in names),

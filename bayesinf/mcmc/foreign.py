@@ -21,6 +21,7 @@ class ClosedState(NamedTuple):
     inner: PyTree
 
 
+@law(invariant)
 class _Foreign(eqx.Module):
     make: Callable[..., Any]
     move: Callable[..., Any]
@@ -44,16 +45,17 @@ class OwnTarget(eqx.Module):
         return parts[0]
 
 
+@law(invariant)
 class _Closed(eqx.Module):
     make: Callable[..., Any]
     move: Callable[..., Any]
     target: OwnTarget
 
-    def init(self, target: OwnTarget, position: PyTree) -> ClosedState:
+    def init(self, target: Any, position: PyTree) -> ClosedState:
         _own(target)
         return _closed(self.make(strong(position)))
 
-    def step(self, key: Key, target: OwnTarget, state: ClosedState):
+    def step(self, key: Key, target: Any, state: ClosedState):
         _own(target)
         inner, info = self.move(key, state.inner)
         return _closed(inner), _report(info)
