@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from bayesinf import smc
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
+from bayesinf.distributions.particles import Particles, uniform_particles
 from bayesinf.fusion import particles, robot
 from bayesinf.fusion.log import Log
 from bayesinf.fusion.noise import START, fit_noise, odometry_noise, whole_noise
@@ -23,7 +25,7 @@ from bayesinf.transformers_gmm import DistributionTransformer, load
 from bayesinf.types import Key
 
 # An unknown start is wide for this many ranges, then narrows to a fixed number of components.
-SIZES = Sizes(24, 48, 8)
+SIZES = Sizes(24, 48, 4)
 ONE = Sizes(0, 1, 1)
 NUM_PARTICLES, NUM_START_PARTICLES, NUM_FIT_PARTICLES = 5_000, 100_000, 1_000
 WIDE_PARTICLE_RANGES = 300
@@ -209,7 +211,7 @@ def particle_filter(key: Key, setting: Setting, vector: Float[np.ndarray, "4"]) 
             continue
         thin_key, run_key = jax.random.split(run_key)
         if begin:
-            cloud = particles.resample(thin_key, cloud, NUM_PARTICLES)
+            cloud = particles.thinned(thin_key, cloud, NUM_PARTICLES)
         frames = cut(setting.frames, begin, end)
         compiled = follow.lower(run_key, noise, frames, cloud).compile()
         start = time.perf_counter()
@@ -226,20 +228,21 @@ def _arrays(noise: robot.Noise) -> robot.Noise:
     return jax.tree.map(jnp.asarray, noise)
 
 
-def draw_cloud(key: Key, belief: GaussianMixture, num: int) -> particles.Cloud:
+def draw_cloud(key: Key, belief: GaussianMixture, num: int) -> Particles:
     """Returns `num` equally weighted particles of a belief."""
-    return particles.Cloud(belief.sample(key, (num,)), jnp.full(num, -np.log(num)))
+    return uniform_particles(belief.sample(key, (num,)), jnp.asarray(0))
 
 
-def follow_particles(key: Key, noise: robot.Noise, frames: Frame, cloud: particles.Cloud):
+def follow_particles(key: Key, noise: robot.Noise, frames: Frame, cloud: Particles):
     """Returns the last particles, and position and log score after every frame."""
     # Particles carry their own start.
-    model = robot.model(gaussian(cloud.states[0], jnp.eye(robot.DIM)), noise)
+    model = robot.model(gaussian(cloud.values[0], jnp.eye(robot.DIM)), noise)
+    fk = smc.bootstrap(model, frames)
 
     def body(cloud, moment):
         frame, key = moment
-        cloud, log_score = particles.step(key, model, cloud, frame)
-        log_score = jnp.where(frame.readings["range"].mask[0], log_score, jnp.nan)
+        cloud, info = smc.step(key, fk, cloud, frame, particles.POLICY)
+        log_score = jnp.where(frame.readings["range"].mask[0], info.log_evidence, jnp.nan)
         return cloud, (*particles.position(cloud), log_score)
 
     keys = jax.random.split(key, frames.elapsed.shape[0])

@@ -22,7 +22,7 @@ from bayesinf.types import Key
 
 # Few: with more the network swings from one pool's faults to their reverse, and back.
 STEPS_PER_CHUNK = 6
-# Components that the range-bearing filter parts before every update.
+# Components that a filter parts before every update.
 NUM_SPLITS = 2
 
 
@@ -107,7 +107,7 @@ class Stage(NamedTuple):
 
 # A filter that is lost teaches little, so short logs come first; long ones then teach what the
 # belief of a long run looks like.
-CURRICULUM = (Stage(520, 12, 160, 5e-4), Stage(260, 8, 320, 3e-4))
+CURRICULUM = (Stage(900, 12, 160, 1e-3), Stage(250, 8, 320, 3e-4))
 
 
 def train_robot(
@@ -121,7 +121,7 @@ def train_robot(
     The history is that of the last stage.
     """
     network_key, *stage_keys = jax.random.split(key, 1 + len(curriculum))
-    network = DistributionTransformer(network_key, robot.DIM, ("range",))
+    network = DistributionTransformer(network_key, robot.DIM, ("range",), num_splits=NUM_SPLITS)
     history = None
     for number, (stage_key, stage) in enumerate(zip(stage_keys, curriculum, strict=True)):
         path = None if checkpoint is None else Path(f"{checkpoint}.{number}")
@@ -187,7 +187,7 @@ def guessed(key: Key, noise: robot.Noise) -> robot.Noise:
     return noise._replace(heading=heading, along=along, jitter=jitter)
 
 
-def random_start(key: Key, pose: Float[Array, "3"], num_components: int = 8) -> GaussianMixture:
+def random_start(key: Key, pose: Float[Array, "3"], num_components: int = 4) -> GaussianMixture:
     """Returns what a filter may know at first; the true pose is a draw from it.
 
     Most logs start at a known pose. The others start with components at any headings, for half of

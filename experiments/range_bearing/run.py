@@ -23,10 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from bayesinf import transformers_gmm
-from bayesinf.distributions.gmm import gaussian
+from bayesinf import smc, transformers_gmm
+from bayesinf.distributions import gaussian, uniform_particles
 from bayesinf.fusion import range_bearing
-from bayesinf.fusion.particles import Cloud, systematic
 from bayesinf.kalman import Method, extended
 from bayesinf.programs.simulate import simulate
 
@@ -64,41 +63,33 @@ def filter_nll(method: Method, model, start, states, frames):
 def particle_nll(key, model, states, frames, num=NUM_PARTICLES):
     """Returns the bootstrap filter's negative log densities: its weighted Gaussian, and exact."""
     start_key, scan_key = jax.random.split(key)
-    uniform = jnp.full(num, -np.log(num))
+    fk = smc.bootstrap(model, frames)
     likelihoods = jax.vmap(model.log_likelihood, (0, None))
 
     def body(carry, moment):
         cloud, older, last_readings, last_evidence = carry
         state, frame, key = moment
-        resample_key, noise_key = jax.random.split(key)
-        ancestors = systematic(resample_key, cloud.log_weights, num)
-        noise = jax.random.normal(noise_key, (num, model.dynamics.noise_size))
-        move = jax.vmap(model.dynamics, (0, 0, None, None))
-        particles = move(cloud.states[ancestors], noise, frame.elapsed, None)
-        log_weights = uniform + likelihoods(particles, frame.readings)
-        log_evidence = logsumexp(log_weights)
-        new = Cloud(particles, log_weights - log_evidence)
+        new, info = smc.step(key, fk, cloud, frame, smc.always(smc.systematic))
 
         # weighted Gaussian
-        weights = jnp.exp(new.log_weights)
-        mean = weights @ particles
-        gaps = particles - mean
-        covariance = (gaps * weights[:, None]).T @ gaps
+        mean = new.mean()
+        gaps = new.values - mean
+        covariance = (gaps * new.weights[:, None]).T @ gaps
         gaussian_nlls = [
             -gaussian(mean, jnp.linalg.cholesky(covariance + jitter * jnp.eye(4))).log_prob(state)
             for jitter in JITTERS
         ]
 
         # exact: the two noises that lead from where the particles stood two frames ago to the truth
-        draws = (state - older.states @ (MATRIX @ MATRIX).T) @ INVERSE.T
-        between = older.states @ MATRIX.T + draws[:, :2] @ NOISE.T
+        draws = (state - older.values @ (MATRIX @ MATRIX).T) @ INVERSE.T
+        between = older.values @ MATRIX.T + draws[:, :2] @ NOISE.T
         log_paths = -0.5 * jnp.sum(draws**2, axis=1) - 2 * np.log(2 * np.pi) + LOG_DET
         log_paths = log_paths + older.log_weights + likelihoods(between, last_readings)
         log_joint = logsumexp(log_paths) + model.log_likelihood(state, frame.readings)
-        exact_nll = last_evidence + log_evidence - log_joint
-        return (new, cloud, frame.readings, log_evidence), (*gaussian_nlls, exact_nll)
+        exact_nll = last_evidence + info.log_evidence - log_joint
+        return (new, cloud, frame.readings, info.log_evidence), (*gaussian_nlls, exact_nll)
 
-    first = Cloud(model.initial.sample(start_key, (num,)), uniform)
+    first = uniform_particles(fk.init(start_key, num), jnp.asarray(0))
     blank = jax.tree.map(lambda leaf: leaf[0], frames.readings)
     keys = jax.random.split(scan_key, states.shape[0])
     carry = (first, first, blank, jnp.zeros(()))
