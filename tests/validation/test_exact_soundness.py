@@ -220,7 +220,9 @@ def test_noise_at_infinity(key):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in RIGHT if name != "a constant key"])
+@pytest.mark.parametrize(
+    "name", [name for name in RIGHT if name not in ("a constant key", "binomial draws by lane")]
+)
 def test_answered_as_jax_draws(key, name):
     """The frequencies of real draws are those of the exact law."""
     program, _ = RIGHT[name]
@@ -434,6 +436,10 @@ def test_the_message_names_the_line(key):
 
 
 def test_limits(key):
+    with pytest.raises(Refused, match="max_worlds"):
+        exact(lambda k: jr.permutation(k, 12), key)
+    with pytest.raises(Refused, match="out of bounds"):
+        exact(lambda k: jr.uniform(k, (2,)).at[5].get(mode="fill", fill_value=0.0) < 0.5, key)
     with pytest.raises(Refused, match="max_worlds=10"):
         exact(lambda k: jr.randint(k, (4,), 0, 2), key, max_worlds=10)
     with pytest.raises(Refused, match="max_iterations=20"):

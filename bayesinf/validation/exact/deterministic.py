@@ -52,6 +52,11 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     return None
 
 
+def source(program: ClosedJaxpr) -> str:
+    """Returns the name, the file and the line of the function that a program was traced from."""
+    return program.jaxpr.debug_info.func_src_info or ""
+
+
 @lru_cache(maxsize=1024)
 def _lowered(primitive, params: tuple, operands: tuple) -> ClosedJaxpr:
     """Returns a primitive of high level as a program of plain ones."""

@@ -141,7 +141,7 @@ def _sort(machine, eqn, inputs):
     rows = np.moveaxis(bits.array, axis, -1)
     size = rows.shape[-1]
     spend(machine, rows)
-    orders = np.array(list(itertools.permutations(range(size))))
+    orders = arrangements(machine, size, size)
     chance = np.full((1, len(orders)), 1 / len(orders))
     with machine.worlds.scope(dict(enumerate(rest))) as held:
         worlds = machine.worlds
@@ -154,6 +154,16 @@ def _sort(machine, eqn, inputs):
             x.move(np.take_along_axis(x.broadcast(len(drawn)), order, axis)) for x in held.values()
         ]
     return [opaque(bits.array.shape[1:], "sorted random bits"), *sorted_]
+
+
+def arrangements(machine, size: int, num: int) -> np.ndarray:
+    """Returns the ordered choices of `num` out of `size`, `(K, num)`.
+
+    Raises:
+        Refused: where they would make more worlds than are allowed.
+    """
+    machine.worlds.check_size(len(machine.worlds) * math.perm(size, num))
+    return np.array(list(itertools.permutations(range(size), num)))
 
 
 def spend(machine, uid: np.ndarray):

@@ -1,10 +1,8 @@
 """Gumbel noise: the largest of logits plus noise is a categorical draw."""
 
-import itertools
-
 import numpy as np
 
-from bayesinf.validation.exact.draws import consume, spend
+from bayesinf.validation.exact.draws import arrangements, consume, spend
 from bayesinf.validation.exact.uniforms import GUMBEL
 from bayesinf.validation.exact.values import UNIFORM, Known, Refused, Uniforms, opaque
 
@@ -64,7 +62,7 @@ def _top_k(machine, eqn, inputs):
     axis = int(eqn.params.get("axis", -1)) % len(values.shape) + 1
     logits = _logits(machine, x, axis)
     num = eqn.params["k"]
-    orders = np.array(list(itertools.permutations(range(logits.shape[-1]), num)))
+    orders = arrangements(machine, logits.shape[-1], num)
     picked = _softmax(logits)[..., orders]
     left = 1 - np.cumsum(picked, axis=-1) + picked
     with np.errstate(all="ignore"):

@@ -12,6 +12,7 @@ from bayesinf.validation.exact.deterministic import (
     has_rule,
     is_light,
     is_random,
+    source,
 )
 from bayesinf.validation.exact.values import (
     Bits,
@@ -126,7 +127,7 @@ def _move(eqn: JaxprEqn, inputs: list[Value]) -> list[Value] | None:
 def _is_library(eqn: JaxprEqn) -> bool:
     """Whether an equation calls a function of JAX."""
     program = called(eqn)
-    return program is not None and "/jax/_src/" in program.jaxpr.debug_info.func_src_info
+    return program is not None and "/jax/_src/" in source(program)
 
 
 def _read(env: dict, var) -> Value:

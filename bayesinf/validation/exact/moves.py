@@ -160,6 +160,8 @@ def _gather(params, shape, x, indices):
 
 def _fill(dtype: np.dtype, value) -> np.ndarray:
     """Returns what a gather gives out of bounds."""
+    if dtype.kind == "V":
+        raise Refused("an index out of bounds of draws or keys")
     if value is None:
         if dtype.kind == "f":
             value = np.nan

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.special as special
 
-from bayesinf.validation.exact.deterministic import called, closed, evaluate, inner
+from bayesinf.validation.exact.deterministic import called, closed, evaluate, inner, source
 from bayesinf.validation.exact.draws import consume
 from bayesinf.validation.exact.gumbel import noise
 from bayesinf.validation.exact.values import Keys, Known, Refused, Value, is_key
@@ -105,18 +105,18 @@ def _numbers(inputs: list[Value]) -> list[np.ndarray]:
     return [x.array for x in numbers]
 
 
-def _elementwise(law: Callable, source: str = "random_bits"):
+def _elementwise(law: Callable, maker: str = "random_bits"):
     """Returns the rule of a sampler whose elements are independent.
 
     `law(truncation, *parameters)` returns the probabilities `(..., K)` of the integers from 0 on.
-    The primitive `source` makes the noise of the elements, or a key for each.
+    The primitive `maker` makes the noise of the elements, or a key for each.
     """
 
     def rule(machine, eqn, inputs):
         keys = [x for x in inputs if isinstance(x, Keys)]
         shape = eqn.outvars[0].aval.shape
         # Under vmap with one key for all lanes, lanes share their noise.
-        if min(_sizes(eqn, source), default=0) < math.prod(shape):
+        if min(_sizes(eqn, maker), default=0) < math.prod(shape):
             raise Refused("draws that share their noise, so that they depend on each other")
         batched = keys[0].array.ndim > 1
         parameters = [_placed(x, batched, shape) for x in _numbers(inputs)]
@@ -207,8 +207,8 @@ RULES = {
 
 def rule(eqn, program) -> Callable | None:
     """Returns the rule of a call of `program` that is a known sampler."""
-    found, source = RULES.get(eqn.params.get("name", ""), (None, ""))
-    return found if found and source in program.jaxpr.debug_info.func_src_info else None
+    found, path = RULES.get(eqn.params.get("name", ""), (None, ""))
+    return found if found and path in source(program) else None
 
 
 def register(name: str, law: Callable) -> None:

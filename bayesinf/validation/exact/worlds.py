@@ -55,6 +55,11 @@ class Worlds:
     def __len__(self) -> int:
         return len(self.masses)
 
+    def check_size(self, num_worlds: int):
+        """Raises `Refused` where these are more worlds than are allowed."""
+        if num_worlds > self._max_worlds:
+            raise Refused(f"more than max_worlds={self._max_worlds} worlds")
+
     def fresh(self, shape: tuple[int, ...]) -> np.ndarray:
         """Returns the identities `(1, *shape)` of new uniforms."""
         first, size = self._num_uniforms, int(np.prod(shape))
@@ -115,8 +120,7 @@ class Worlds:
         parent, outcome = np.nonzero(probabilities > 0)
         self.stats.splits += 1
         self.stats.peak = max(self.stats.peak, len(parent))
-        if len(parent) > self._max_worlds:
-            raise Refused(f"more than max_worlds={self._max_worlds} worlds")
+        self.check_size(len(parent))
         self._take_masses(parent)
         self.masses = self.masses * probabilities[parent, outcome]
         return parent, outcome
