@@ -1,6 +1,8 @@
 """Every public block declares a law, has a row in the table, and keeps it; broken ones do not."""
 
 import inspect
+import runpy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,13 @@ def test_every_block_declares_a_law(part, name):
     else:
         assert "\n" not in claim
         assert claim
+
+
+def test_the_page_of_laws_is_current(x64):
+    """`docs/laws.md` is what `docs/make_laws.py` writes."""
+    folder = Path(__file__).parents[1] / "docs"
+    script = runpy.run_path(str(folder / "make_laws.py"))
+    assert (folder / "laws.md").read_text(encoding="utf-8") == script["page"]()
 
 
 def test_a_block_without_a_law_is_told():

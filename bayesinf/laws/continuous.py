@@ -33,12 +33,12 @@ def rows() -> list[Row]:
         _statistical("smc.local", preserves, *_guided(smc.local)),
         _statistical("smc.gaussian_transition", preserves, *_transition()),
         _statistical("smc.LogEvidence", proper, *_log_evidence()),
-        Row("smc.stream", proper, _stream),
+        Row("smc.stream", proper, "exactly: the same numbers as `smc.run`", _stream),
         _statistical("smc.temper", consistent, *_tempered(_move_kernel())),
         _statistical("smc.tuned", consistent, *_tempered(_tuned_kernel())),
         _statistical("smc.normalise", consistent, *_normalised()),
-        Row("mcmc.sample", consistent, _sampled),
-        Row("mcmc.resume", consistent, _resumed),
+        Row("mcmc.sample", consistent, "statistically: a closed form", _sampled),
+        Row("mcmc.resume", consistent, "statistically: a closed form", _resumed),
     ]
 
 
@@ -48,7 +48,7 @@ def _statistical(name: str, law: Law, estimate, exact, num_runs: int = NUM_RUNS)
         found = unbiased(jax.random.key(SEED), estimate, exact, num_runs, num_tests)
         return report(name, law, found, time.perf_counter() - start)
 
-    return Row(name, law, run)
+    return Row(name, law, "statistically: a closed form", run)
 
 
 def report(name: str, law: Law, found: Evidence, seconds: float) -> Report:

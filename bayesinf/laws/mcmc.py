@@ -12,7 +12,7 @@ from bayesinf.distributions.enumerated import Enumerated
 from bayesinf.laws.row import Row, Sizes, one, row
 from bayesinf.programs import Target, target
 from bayesinf.types import invariant, proper
-from bayesinf.validation import check_kernel
+from bayesinf.validation import Report, check_kernel
 from bayesinf.validation.problems import Joint, finite_programs, finite_targets, location_scale
 
 
@@ -62,7 +62,11 @@ def rows(sizes: Sizes) -> list[Row]:
 
 def _continuous(name: str, kernel) -> Row:
     joint: Joint = location_scale()
-    return Row(name, invariant, lambda num: check_kernel(kernel, joint, name=name, num_tests=num))
+
+    def run(num_tests: int) -> Report:
+        return check_kernel(kernel, joint, name=name, num_tests=num_tests)
+
+    return Row(name, invariant, "statistically: exact draws of a joint law", run)
 
 
 def _lopsided(num: int) -> Float[Array, "K K"]:

@@ -39,11 +39,13 @@ class Row(NamedTuple):
     Attributes:
         block: its public name, as `mcmc.HMC`.
         law: what it claims.
+        check: how it is checked, in words.
         run: from the number of tests in the suite to a report.
     """
 
     block: str
     law: Law
+    check: str
     run: Callable[[int], Report]
 
 
@@ -58,7 +60,7 @@ def row(name: str, law: Law, block: Any, problems: list[Problem], as_law: Law | 
         checked = check(block, as_law or law, problems, name=name, num_tests=num_tests)
         return checked._replace(law=law.name)
 
-    return Row(name, law, run)
+    return Row(name, law, f"exactly, on {problems[0].name} and more", run)
 
 
 def one(value: PyTree, log_mass: Array) -> Particles:

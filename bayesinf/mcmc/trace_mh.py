@@ -36,7 +36,7 @@ def trace_mh(sites: Mapping[str, SiteProposal | Kernel]) -> Mixture:
     moves the site's conditional. The position is the dict of choices, whose sites are fixed.
 
     Law: invariant. Paper: Wingate, Stuhlmueller and Goodman (2011), algorithm 1, where the sites
-    do not change; Ścibior et al. (2018), section 5.
+    do not change; Ścibior et al. (2018).
     """
     return mixture(jnp.ones(len(sites)), *(_at(name, move) for name, move in sites.items()))
 
