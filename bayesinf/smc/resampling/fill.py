@@ -19,22 +19,21 @@ def running_sum(x: Array) -> Array:
     return jax.lax.associative_scan(jnp.add, x)
 
 
-def expected_before(weights: Float[Array, " n"], num: int) -> Float[Array, " n"]:
-    """Returns how many of `num` offspring are expected of the particles before each one."""
+def expected_up_to(weights: Float[Array, " n"], num: int) -> Float[Array, " n"]:
+    """Returns how many of `num` offspring are expected of the particles up to each one."""
     sums = running_sum(weights)
-    before = jnp.concatenate([jnp.zeros_like(sums[:1]), sums[:-1]])
-    return before * (num / sums[-1])
+    return sums * (num / sums[-1])
 
 
-def fill(weights: Float[Array, " n"], starts: Int[Array, " n"], num: int) -> Int[Array, " num"]:
-    """Returns the ancestors where the offspring of particle i begin at slot `starts[i]` and end
-    where those of the next begin; the first start is 0.
+def fill(weights: Float[Array, " n"], ends: Int[Array, " n"], num: int) -> Int[Array, " num"]:
+    """Returns the ancestors where the offspring of particle i take the slots from `ends[i - 1]` up
+    to `ends[i]`, or up to `num` for the last one.
 
-    A particle without weight has no slot, whatever the rounding of `starts`: it is not written, and
-    a slot goes to the last one written at it or before.
+    A particle without weight has no slot, whatever the rounding of `ends`: it is not written, and a
+    slot goes to the last one written at it or before.
     """
-    n = weights.shape[0]
+    starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
     starts = jnp.where(weights > 0, starts, num)
+    slots = jnp.zeros(num, starts.dtype).at[starts].max(jnp.arange(weights.size), mode="drop")
     first = jnp.argmax(weights > 0)
-    slots = jnp.zeros(num, starts.dtype).at[starts].max(jnp.arange(n), mode="drop")
     return jax.lax.associative_scan(jnp.maximum, slots.at[:1].max(first))

@@ -22,8 +22,7 @@ def residual(key: Key, log_weights: Float[Array, " n"], num: int) -> Int[Array, 
     expected = weights * (num / jnp.sum(weights))
     whole = jnp.floor(expected)
     ends = running_sum(whole.astype(int))
-    starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
-    sure = fill(whole, starts, num)
+    sure = fill(whole, ends, num)
     # What is left for chance is drawn for every slot and used where no sure offspring stands.
     drawn = multinomial(key, jnp.log(expected - whole), num)
     return jnp.where(jnp.arange(num) < ends[-1], sure, drawn)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bayesinf.smc.resampling.fill import expected_before, fill, relative_weights
+from bayesinf.smc.resampling.fill import expected_up_to, fill, relative_weights
 from bayesinf.types import Key, law, preserves
 
 
@@ -20,8 +20,8 @@ def stratified(key: Key, log_weights: Float[Array, " n"], num: int) -> Int[Array
     """
     weights = relative_weights(log_weights)
     uniforms = jax.random.uniform(key, (num,), weights.dtype)
-    before = expected_before(weights, num)
+    up_to = expected_up_to(weights, num)
     # Of the points below c all strata that end below it have one, and its own if u_j lies below.
-    stratum = jnp.clip(before.astype(int), 0, num - 1)
-    starts = stratum + (uniforms[stratum] < before - stratum)
-    return fill(weights, starts, num)
+    stratum = jnp.clip(up_to.astype(int), 0, num - 1)
+    ends = stratum + (uniforms[stratum] < up_to - stratum)
+    return fill(weights, ends, num)

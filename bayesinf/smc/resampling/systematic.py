@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bayesinf.smc.resampling.fill import expected_before, fill, relative_weights
+from bayesinf.smc.resampling.fill import expected_up_to, fill, relative_weights
 from bayesinf.types import Key, law, preserves
 
 
@@ -22,5 +22,5 @@ def systematic(key: Key, log_weights: Float[Array, " n"], num: int) -> Int[Array
     weights = relative_weights(log_weights)
     uniform = jax.random.uniform(key, dtype=weights.dtype)
     # The grid points below c are those with j < num c - u.
-    starts = jnp.ceil(expected_before(weights, num) - uniform)
-    return fill(weights, starts.astype(int), num)
+    ends = jnp.ceil(expected_up_to(weights, num) - uniform)
+    return fill(weights, ends.astype(int), num)
