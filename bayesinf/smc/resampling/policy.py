@@ -41,8 +41,8 @@ class Always(eqx.Module):
     def __call__(self, key: Key, particles: Particles) -> tuple[Particles, Resampling]:
         ancestors = self.resampler(key, particles.log_weights, particles.num_particles)
         chosen = Resampling(ancestors, particles.ess(), jnp.asarray(True))
-        # Without the barrier XLA computes the next potentials, and so the noise of the move, anew at
-        # each of their uses: two to three times the cost of a step.
+        # Without the barrier XLA computes the next potentials, and so the noise of the move, anew
+        # at each of their uses: two to three times the cost of a step.
         return optimization_barrier(offspring(particles, ancestors)), chosen
 
 
