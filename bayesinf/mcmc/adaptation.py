@@ -190,7 +190,8 @@ def _start(kernel: Any, position: PyTree) -> tuple[Kernel, Tuning]:
 
 
 def _update(kernel: Any, tuning: Tuning, position, info, phase) -> tuple[Kernel, Tuning]:
-    step = _averaged(tuning.step, kernel.target_acceptance - info.acceptance)
+    gap = kernel.target_acceptance - info.acceptance
+    step = _averaged(tuning.step, gap.astype(kernel.step_size.dtype))
     flat, _ = flatten(position)
     moments = _where(phase.learns, _added(tuning.moments, flat), tuning.moments)
     scale = jax.lax.cond(phase.closes, lambda: _scale(moments), lambda: kernel.scale)
@@ -212,12 +213,9 @@ def _averaged(step: DualAverage, gap: Float[Array, ""]) -> DualAverage:
     count = step.count + 1
     mean_gap = step.gap + (gap - step.gap) / (count + DAMPING)
     log_step = step.centre - jnp.sqrt(count) / GAMMA * mean_gap
-    share = count**-KAPPA
+    share = count ** (-KAPPA)
     log_average = share * log_step + (1 - share) * step.log_average
-    dtype = step.log_step.dtype
-    return DualAverage(
-        *(leaf.astype(dtype) for leaf in (log_step, log_average, mean_gap, count)), step.centre
-    )
+    return DualAverage(log_step, log_average, mean_gap, count, step.centre)
 
 
 def _added(moments: Moments, x: Float[Array, " d"]) -> Moments:

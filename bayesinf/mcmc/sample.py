@@ -157,7 +157,7 @@ def _chunks(num: int) -> list[tuple[int, int]]:
 
 def _rows(phases: adaptation.Phase, first: int, size: int) -> adaptation.Phase:
     """Returns a chunk's phases, filled up to its full size."""
-    return adaptation.Phase(*(jnp.resize(leaf[first : first + size], CHUNK) for leaf in phases))
+    return adaptation.Phase(*(jnp.resize(leaf[first : first + size], (CHUNK,)) for leaf in phases))
 
 
 @eqx.filter_jit

@@ -107,5 +107,5 @@ def test_shapes_constants_and_nan():
         assert np.isfinite(function(lost)[0])
     with pytest.raises(ValueError, match=r"draws: shape \(4, 3\) came"):
         diagnostics.rhat(x[:, :3, 0])
-    with pytest.raises(ValueError, match="prob: 1.0 came"):
+    with pytest.raises(ValueError, match=r"prob: 1\.0 came"):
         diagnostics.mcse_quantile(x, 1.0)

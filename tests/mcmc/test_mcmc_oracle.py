@@ -48,7 +48,7 @@ def test_oracle_leapfrog_comes_back_and_keeps_volume():
 def test_oracle_one_leapfrog_step_is_a_langevin_step(key):
     """MALA is HMC with one step, drawn from the same noise (Neal 2011, section 5.2)."""
     given = target(log_density)
-    state = init_grad_state(given, jnp.array([0.4, -0.2, 0.1]))
+    state = jax.jit(lambda x: init_grad_state(given, x))(jnp.array([0.4, -0.2, 0.1]))
     by_hmc = jax.jit(lambda state: mcmc.HMC(0.6, 1, SCALE).step(key, given, state))(state)
     by_mala = jax.jit(lambda state: mcmc.MALA(0.6, SCALE).step(key, given, state))(state)
     np.testing.assert_allclose(by_hmc[0].position, by_mala[0].position, rtol=1e-12)
@@ -73,8 +73,10 @@ def test_oracle_tempering_needs_no_new_state(key):
     cold, warm = path.target(jnp.asarray(1.0)), path.target(jnp.asarray(0.3))
     x = jnp.array([0.2, 0.9])
     for kernel in (mcmc.HMC(0.2, 3), mcmc.RandomWalk(0.5), mcmc.NUTS(0.3)):
-        step = eqx.filter_jit(lambda start, kernel=kernel: kernel.step(key, warm, start)[0])
-        here, there = step(kernel.init(cold, x)), step(kernel.init(warm, x))
+        step = eqx.filter_jit(
+            lambda made, kernel=kernel: kernel.step(key, warm, kernel.init(made, x))[0]
+        )
+        here, there = step(cold), step(warm)
         for one, two in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
             np.testing.assert_array_equal(one, two)
 
@@ -88,11 +90,14 @@ def test_oracle_states_of_cycles_are_never_stale(key):
         mcmc.RandomWalk(0.3),
     )
     state = jax.jit(lambda x: kernel.init(given, x))({"a": jnp.array(0.3), "b": jnp.array(-0.4)})
-    state, (positions, _) = mcmc.run(key, given, kernel, state, 20)
+    move = jax.jit(lambda state: mcmc.run(key, given, kernel, state, 20))
+    state, (positions, _) = move(state)
     assert np.ptp(positions["b"]) > 0
     np.testing.assert_allclose(state.parts, given.parts(state.position), rtol=1e-12)
-    own = enter(mcmc.MALA(0.5), given, state)
-    np.testing.assert_allclose(own.grads, given.parts_and_grads(state.position)[1], rtol=1e-12)
+    own = jax.jit(lambda state: enter(mcmc.MALA(0.5), given, state))(state)
+    np.testing.assert_allclose(
+        own.grads, jax.jit(given.parts_and_grads)(state.position)[1], rtol=1e-12
+    )
     assert leave(given, own)._fields == ("position", "parts")
 
 
