@@ -62,7 +62,10 @@ def drops_evidence(key, particles):
 
 
 def keeps_weights(key, particles):
-    ancestors = multinomial(key, particles.log_weights, particles.num_particles)
+    """With independent ancestors it would be right, since each follows the weights."""
+    ends = jnp.cumsum(jnp.exp(particles.log_weights))
+    grid = (jnp.arange(particles.num_particles) + jax.random.uniform(key)) / ends.size
+    ancestors = jnp.sum(grid[:, None] > ends, axis=1)
     return Particles(
         particles.values[ancestors],
         particles.log_weights,
