@@ -87,7 +87,7 @@ def main():
 
     pillars = (
         ("amortised inference", "Distribution Transformer,\nKalman family", ACCENT),
-        ("sampling (planned)", "MCMC and SMC\nwith checked laws", LATER),
+        ("sampling", "MCMC and SMC\nwith checked laws", ACCENT),
         ("meta-learning (planned)", "conjugate NIW prior\nover network parameters", LATER),
     )
     for index, (title, text, colour) in enumerate(pillars):
