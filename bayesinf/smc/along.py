@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jaxtyping import Bool, Float
+from jaxtyping import ArrayLike, Bool, Float
 
 from bayesinf.distributions.particles import Particles
 from bayesinf.programs.target import Path
@@ -84,7 +84,7 @@ def along(
     path: Path,
     kernel: Kernel | Tuned,
     particles: Particles,
-    levels: Array,
+    levels: ArrayLike,
     num_steps: int = 1,
     resample: Policy = _RESAMPLE,
 ) -> tuple[Particles, Info]:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import ArrayLike
 
 from bayesinf.distributions.particles import Particles
 from bayesinf.programs.program import DataProgram
@@ -24,7 +24,7 @@ def data_temper(
     num_particles: int,
     num_steps: int = 1,
     resample: Policy = _RESAMPLE,
-    levels: Array | None = None,
+    levels: ArrayLike | None = None,
 ) -> tuple[Particles, Info]:
     """Returns particles for the posterior given all data, and the infos by datum.
 

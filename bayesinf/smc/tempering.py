@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 from jax.scipy.special import logsumexp
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from bayesinf.distributions.particles import Particles
 from bayesinf.programs.program import DataProgram, Program
@@ -27,7 +27,7 @@ def temper_fixed(
     program: Program | DataProgram,
     kernel: Kernel | Tuned,
     num_particles: int,
-    levels: Array,
+    levels: ArrayLike,
     num_steps: int = 1,
     resample: Policy = _RESAMPLE,
 ) -> tuple[Particles, Info]:
