@@ -4,8 +4,10 @@ What needs NumPyro (`WrappedNormal`, `wrap`, `mixture_to_numpyro`, `mixture_from
 imported when it is asked for.
 """
 
+from bayesinf.distributions.em import FitInfo
 from bayesinf.distributions.enumerated import Enumerated
-from bayesinf.distributions.fit import FitInfo, fit, fit_density
+from bayesinf.distributions.fit import fit
+from bayesinf.distributions.fit_density import fit_density
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
 from bayesinf.distributions.particles import Particles, uniform_particles
 from bayesinf.distributions.reduction import reduce, split
