@@ -66,7 +66,7 @@ def _inside(eqn, points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.nd
     return above & below & np.isfinite(points)
 
 
-def _less(machine, eqn, x: np.ndarray, y: np.ndarray, or_equal: bool = False):
+def less(machine, eqn, x: np.ndarray, y: np.ndarray, or_equal: bool = False):
     """Decides x < y; returns the answers, and the origin of each world as `refine` does."""
     x, y = _apart(machine, x, y)
     free_x, free_y = _is_free(x), _is_free(y)
@@ -98,11 +98,21 @@ def _apart(machine, x: np.ndarray, y: np.ndarray):
         return x, y
     bounds = machine.worlds.bounds
     ends_x, ends_y = (np.sort(evaluate(z[..., None], bounds(z["uid"]))) for z in (x, y))
-    below = ends_x[..., 1] <= ends_y[..., 0]
-    if np.any(both & ~below & (ends_x[..., 0] < ends_y[..., 1])):
+    # Two points of a grid that one uniform shifts stay in order.
+    grid = np.logical_and.reduce([x[f] == y[f] for f in ("uid", "map", "a", "b", "k")])
+    grid &= x["b"] > 0
+    below = np.where(grid, x["c"] < y["c"], _ends_before(ends_x, ends_y))
+    if np.any(both & ~below & ~grid & ~_ends_before(ends_y, ends_x)):
         raise Refused("a comparison of two uniforms")
     stand_in = constants(Known(np.where(below, -1.0, 1.0)))
     return np.where(both, stand_in, x), np.where(both, constants(Known(0.0 * below)), y)
+
+
+def _ends_before(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns whether the range x `(..., 2)` ends where the range y begins, up to rounding."""
+    end, begin = x[..., 1], y[..., 0]
+    rounding = np.where(np.isfinite(end), _ROUNDING * np.finfo(float).eps * np.abs(end), 0.0)
+    return end <= begin + rounding
 
 
 def _comparison(swap: bool, or_equal: bool, total: bool = False):
@@ -113,7 +123,7 @@ def _comparison(swap: bool, or_equal: bool, total: bool = False):
         if total and np.any(np.isnan(x["a"]) | np.isnan(y["a"])):
             raise Refused("a uniform in an order with what is not a number")
         x, y = (y, x) if swap else (x, y)
-        return [Known(_less(machine, eqn, x, y, or_equal)[0])]
+        return [Known(less(machine, eqn, x, y, or_equal)[0])]
 
     return rule
 
@@ -141,10 +151,10 @@ def _extremum(largest: bool):
 def _larger(machine, eqn, x: np.ndarray, y: np.ndarray, largest: bool):
     if np.any(np.isnan(x["a"]) | np.isnan(y["a"])):
         raise Refused("the larger of a uniform and what is not a number")
-    less, origin = _less(machine, eqn, x, y)
+    below, origin = less(machine, eqn, x, y)
     if origin is not None:
         x, y = (z if len(z) == 1 else z[origin] for z in (x, y))
-    return np.where(less == largest, y, x), origin
+    return np.where(below == largest, y, x), origin
 
 
 def _clamp(machine, eqn, inputs):

@@ -5,7 +5,16 @@ from functools import lru_cache
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from bayesinf.validation.exact import control, decisions, draws, gumbel, moves, samplers, uniforms
+from bayesinf.validation.exact import (
+    control,
+    decisions,
+    draws,
+    gumbel,
+    moves,
+    samplers,
+    spacings,
+    uniforms,
+)
 from bayesinf.validation.exact.deterministic import (
     called,
     evaluate,
@@ -19,6 +28,8 @@ from bayesinf.validation.exact.values import (
     Keys,
     Known,
     Refused,
+    Sorted,
+    Sums,
     Uniforms,
     Value,
     alike,
@@ -32,7 +43,14 @@ from bayesinf.validation.exact.worlds import Worlds
 _RULES = {
     Bits: draws.BITS,
     Keys: draws.KEYS,
-    Uniforms: {**uniforms.RULES, **decisions.RULES, **gumbel.RULES},
+    Sums: spacings.SUM_RULES,
+    Sorted: spacings.SORTED_RULES,
+    Uniforms: {
+        **uniforms.RULES,
+        **decisions.RULES,
+        **gumbel.RULES,
+        **spacings.UNIFORM_RULES,
+    },
 }
 
 
@@ -49,6 +67,7 @@ class Interpreter:
         self.max_iterations = max_iterations
         self.normal = normal
         self.consumed: dict = {}
+        self.divided: set = set()
         self._running: list[JaxprEqn] = []
 
     def call(self, program: ClosedJaxpr, args: list[Value]) -> list[Value]:

@@ -151,7 +151,7 @@ def _log(shift: float):
         depends = x["uid"] >= 0
         a = x["a"] + shift
         ends = evaluate(x[..., None], machine.worlds.bounds(x["uid"])) + shift
-        if np.any(depends & (x["map"] != IDENTITY)) or np.any(ends[depends] < -1e-12):
+        if np.any(depends & (x["map"] != IDENTITY)) or np.any(depends[..., None] & (ends < -1e-12)):
             raise Refused("the logarithm of what is not affine and positive in a uniform")
         out = x.copy()
         with np.errstate(all="ignore"):

@@ -34,6 +34,12 @@ UNIFORM = np.dtype(
     [("a", float), ("b", float), ("c", float), ("k", float), ("uid", np.int64), ("map", np.int8)]
 )
 
+# A partial sum of exponential draws: of the first `count` of a group.
+SUMS = np.dtype([("group", np.int64), ("count", np.int64)])
+
+# One of `num` uniforms `first`, `first + 1`, ... by its rank from 0, or, where num is 0, a number.
+ORDER = np.dtype([("a", float), ("first", np.int64), ("num", np.int64), ("rank", np.int64)])
+
 
 @dataclass(frozen=True)
 class Value:
@@ -52,6 +58,10 @@ class Value:
     def broadcast(self, num_worlds: int) -> np.ndarray:
         return np.broadcast_to(self.array, (num_worlds, *self.array.shape[1:]))
 
+    def uniforms(self) -> set[int]:
+        """Returns the uniforms on which it depends."""
+        return set()
+
 
 @dataclass(frozen=True)
 class Known(Value):
@@ -65,6 +75,27 @@ class Uniforms(Value):
     """Numbers that depend on one uniform each: an array of dtype `UNIFORM`."""
 
     noun: ClassVar[str] = "a uniform draw"
+
+    def uniforms(self) -> set[int]:
+        return set(np.unique(self.array["uid"]).tolist())
+
+
+@dataclass(frozen=True)
+class Sums(Value):
+    """Partial sums of exponential draws: an array of dtype `SUMS`."""
+
+    noun: ClassVar[str] = "a sum of exponential draws"
+
+
+@dataclass(frozen=True)
+class Sorted(Value):
+    """Uniforms by their rank among others: an array of dtype `ORDER`."""
+
+    noun: ClassVar[str] = "a sorted uniform"
+
+    def uniforms(self) -> set[int]:
+        groups = np.unique(self.array[["first", "num"]])
+        return {u for first, num in groups.tolist() for u in range(first, first + num)}
 
 
 @dataclass(frozen=True)
@@ -169,6 +200,15 @@ def constants(x: Known) -> np.ndarray:
     return out
 
 
+def ranked(x: Value) -> np.ndarray:
+    """Returns numbers as the constants that an `ORDER` array may hold, and such arrays as such."""
+    if isinstance(x, Sorted):
+        return x.array
+    out = np.zeros(x.array.shape, ORDER)
+    out["a"] = x.array
+    return out
+
+
 def settled(array: np.ndarray, dtype) -> Value:
     """Returns plain numbers where no element of a `UNIFORM` array depends on a uniform."""
     if np.all(array["uid"] < 0):
@@ -180,6 +220,8 @@ def alike(values: Sequence[Value]) -> list | None:
     """Returns values of one kind, numbers made into constants beside uniforms, or None."""
     if {type(v) for v in values} == {Known, Uniforms}:
         return [Uniforms(constants(v)) if isinstance(v, Known) else v for v in values]
+    if {type(v) for v in values} == {Known, Sorted}:
+        return [Sorted(ranked(v)) for v in values]
     return list(values) if len({tag(v) for v in values}) == 1 else None
 
 

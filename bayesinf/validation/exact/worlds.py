@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bayesinf.validation.exact.values import Refused, Uniforms, join
+from bayesinf.validation.exact.values import Refused, join
 
 # Mergers wait until the worlds have grown by this factor since the last one.
 _GROWTH = 1.5
@@ -170,9 +170,7 @@ class Worlds:
     def merge(self):
         """Makes worlds that agree on all that lives in them into one."""
         values = [v for scope in self.scopes for v in scope.values()]
-        live = {
-            int(u) for v in values if isinstance(v, Uniforms) for u in np.unique(v.array["uid"])
-        }
+        live = set().union(*(v.uniforms() for v in values))
         self.intervals = {u: bounds for u, bounds in self.intervals.items() if u in live}
         columns = [_columns(v.array) for v in values if len(v.array) > 1 and len(self) > 1]
         columns += [_columns(bounds) for bounds in self.intervals.values() if len(self) > 1]
