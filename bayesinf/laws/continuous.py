@@ -36,7 +36,7 @@ def rows() -> list[Row]:
         Row("smc.stream", proper, "exactly: the same numbers as `smc.run`", _stream),
         _statistical("smc.temper", consistent, *_tempered(_move_kernel())),
         _statistical("smc.tuned", consistent, *_tempered(_tuned_kernel())),
-        _statistical("smc.normalise", consistent, *_normalised()),
+        _statistical("smc.normalise", consistent, *_normalised(), num_runs=1024),
         Row("mcmc.sample", consistent, "statistically: a closed form", _sampled),
         Row("mcmc.resume", consistent, "statistically: a closed form", _resumed),
     ]
@@ -148,7 +148,8 @@ def _stream(num_tests: int) -> Report:
     )
 
 
-def _conjugate() -> Program:
+def conjugate() -> Program:
+    """Returns the program with a normal prior and a normal datum."""
     return Program(
         jax.random.normal,
         lambda x: -0.5 * x**2 - 0.5 * jnp.log(2 * jnp.pi),
@@ -170,7 +171,7 @@ def _tuned_kernel():
 
 
 def _tempered(kernel):
-    program = _conjugate()
+    program = conjugate()
     evidence = jnp.exp(-0.5 * Y**2 / (1 + VARIANCE)) / jnp.sqrt(2 * jnp.pi * (1 + VARIANCE))
 
     def estimate(key):
@@ -181,7 +182,7 @@ def _tempered(kernel):
 
 
 def _normalised():
-    program = _conjugate()
+    program = conjugate()
 
     def estimate(key):
         return smc.normalise(smc.importance(key, program, 4096)).expectation(lambda x: x)
@@ -193,7 +194,7 @@ def _draw_chains(num_samples: int):
     """Returns many short chains, past their warm-up."""
     return mcmc.sample(
         jax.random.key(SEED),
-        _conjugate(),
+        conjugate(),
         mcmc.RandomWalk(1.2),
         num_chains=512,
         num_warmup=200,
@@ -221,6 +222,6 @@ def _resumed(num_tests: int) -> Report:
     start = time.perf_counter()
     first = _draw_chains(10)
     later = mcmc.resume(
-        jax.random.key(SEED), _conjugate(), first.last, num_samples=100, progress=False
+        jax.random.key(SEED), conjugate(), first.last, num_samples=100, progress=False
     )
     return _by_chain("mcmc.resume", later, num_tests, start)

@@ -47,7 +47,7 @@ def _populations(sizes: Sizes) -> list[Row]:
 
     def tilted(key, particles):
         del key
-        return smc.reweight(particles, _tilt(particles.values), particles.level + 1)
+        return smc.reweight(particles, tilt(particles.values), particles.level + 1)
 
     return [
         *(row(f"smc.{name}", preserves, each, given) for name, each in RESAMPLERS.items()),
@@ -55,19 +55,19 @@ def _populations(sizes: Sizes) -> list[Row]:
         row("smc.adaptive", preserves, policy(smc.adaptive(systematic, 0.97)), given),
         row("smc.resample", preserves, _resample, given),
         row("smc.collapse", preserves, smc.collapse, given),
-        row("smc.marginal", preserves, doubled, [_pushed(each, _halved) for each in given]),
-        row("smc.propagate", preserves, _propagate, [_pushed(each, _walked) for each in given]),
+        row("smc.marginal", preserves, doubled, [pushed(each, _halved) for each in given]),
+        row("smc.propagate", preserves, _propagate, [pushed(each, _walked) for each in given]),
         row(
             "smc.hoist",
             preserves,
             smc.hoist(_walk),
-            [_pushed(each, _walked) for each in given],
+            [pushed(each, _walked) for each in given],
         ),
         row(
             "smc.reweight",
             reweights,
             tilted,
-            [_pushed(each, _tilted) for each in given],
+            [pushed(each, tilted_masses) for each in given],
             as_law=preserves,
         ),
     ]
@@ -102,15 +102,15 @@ def _halved(masses):
     return jnp.zeros_like(masses).at[states // 2].add(masses)
 
 
-def _tilt(x):
+def tilt(x):
     return 0.4 * x - 0.1 * x**2
 
 
-def _tilted(masses):
-    return masses * jnp.exp(_tilt(jnp.arange(masses.size)))
+def tilted_masses(masses):
+    return masses * jnp.exp(tilt(jnp.arange(masses.size)))
 
 
-def _pushed(problem: Problem, push: Callable) -> Problem:
+def pushed(problem: Problem, push: Callable) -> Problem:
     masses = push(jnp.exp(problem.exact.log_masses))
     return problem._replace(exact=Enumerated(problem.exact.support, jnp.log(masses)))
 
@@ -168,7 +168,7 @@ def _samplers(sizes: Sizes) -> list[Row]:
 
     def stepped(key, sequence):
         start_key, step_key = jax.random.split(key)
-        particles = smc.spawn(start_key, lambda key: sequence.init(key, 1)[0], num, 0)
+        particles = smc.spawn(start_key, lambda key: sequence.init(key, 1)[0], num, jnp.asarray(0))
         for key, index in zip(
             jax.random.split(step_key, sequence.num_steps), range(sequence.num_steps), strict=True
         ):

@@ -1,11 +1,8 @@
-"""Compiling is nearly all that these tests cost, so it is done without most optimisations."""
+"""Compiling is nearly all that these tests cost."""
 
-import jax
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def quickly(quick_compilation):
+    del quick_compilation
