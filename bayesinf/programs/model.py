@@ -78,10 +78,10 @@ class _Run(eqx.Module):
             log_dets[name] = jnp.sum(bijection.log_abs_det_jacobian(u, value))
             return value
 
-        # A key, since control flow of the model may ask for one; every site has its value.
-        seeded = handlers.seed(self.model, jax.random.key(0))
-        placed = handlers.substitute(seeded, substitute_fn=place)
-        nodes = handlers.trace(placed).get_trace(*self.args, **self.kwargs)
+        # A key, since control flow of the model may ask for one; no site does, having its value.
+        placed = handlers.substitute(self.model, substitute_fn=place)
+        seeded = handlers.seed(placed, jax.random.key(0))
+        nodes = handlers.trace(seeded).get_trace(*self.args, **self.kwargs)
         return {
             name: {**node, "log_prob": _log_prob(node), "log_det": log_dets.get(name, 0.0)}
             for name, node in nodes.items()

@@ -9,6 +9,7 @@ import pytest
 from numpyro.infer.util import log_density, potential_energy
 
 from bayesinf.programs import by_datum, enumerate_points, from_numpyro
+from bayesinf.validation import exact
 
 SPRINKLER_EVIDENCE = 0.3 * (0.01 * 0.99 + 0.99 * 0.8) + 0.7 * (0.4 * 0.9 + 0.6 * 1e-3)
 
@@ -119,6 +120,14 @@ def test_off_the_support_is_impossible():
     program = from_numpyro(sprinkler)
     point = {"rain": jnp.array(2), "sprinkler": jnp.array(0)}
     assert jax.jit(lambda point: program.log_prior(point))(point) == -jnp.inf
+
+
+def test_exact_evidence_draws_no_key_at_sites_with_values(x64, key):
+    """The densities consume no key, which the exact validator would take for one used twice."""
+    program = from_numpyro(sprinkler)
+    measure = exact(lambda key: jnp.exp(program.log_likelihood(program.sample(key))), key)
+    evidence = measure.expectation()
+    assert evidence == pytest.approx(SPRINKLER_EVIDENCE, rel=1e-12)
 
 
 def no_observation():
