@@ -55,6 +55,16 @@ def test_other_exponentials_and_guards_of_rounding():
     assert masses(exact(draw, jax.random.key(0))) == pytest.approx(ordered_draws(2), abs=1e-14)
 
 
+def test_what_is_not_a_number_is_above_all():
+    """As in a search among weights of which none is left."""
+
+    def draw(key):
+        return jnp.searchsorted(jnp.array([0.4, jnp.nan, jnp.nan]), in_order(key, 1))
+
+    found = masses(exact(draw, jax.random.key(0)))
+    assert found == pytest.approx({(0,): 0.4, (1,): 0.6}, abs=1e-14)
+
+
 def test_questions_about_one_sorted_uniform_agree():
     """Both are decided by the same two uniforms: P(u_0 < .3) and P(u_0 < .3, u_1 < .6)."""
 

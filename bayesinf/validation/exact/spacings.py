@@ -137,10 +137,17 @@ def _operands(eqn, inputs) -> list[np.ndarray]:
     if not all(isinstance(each, Known | Sorted) for each in inputs):
         raise Refused("a comparison of a sorted uniform and a uniform draw")
     ndim = len(eqn.outvars[0].aval.shape) + 1
-    x, y = np.broadcast_arrays(*(align(ranked(each), ndim) for each in inputs))
-    if np.any(np.isnan(x["a"]) | np.isnan(y["a"])):
-        raise Refused("a sorted uniform beside what is not a number")
-    return [x, y]
+    return list(np.broadcast_arrays(*(align(ranked(each), ndim) for each in inputs)))
+
+
+def _last(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Returns operands in the total order of floats: what is not a number is above a uniform."""
+    if np.any((x["num"] + y["num"] == 0) & (np.isnan(x["a"]) | np.isnan(y["a"]))):
+        raise Refused("an order of what is not a number, beside sorted uniforms")
+    out = [x.copy(), y.copy()]
+    for each in out:
+        each["a"][np.isnan(each["a"])] = np.inf
+    return out
 
 
 def _equality(answer: bool):
@@ -153,11 +160,15 @@ def _equality(answer: bool):
     return rule
 
 
-def _comparison(swap: bool, negate: bool):
+def _comparison(swap: bool, negate: bool, total: bool = False):
     """Returns the rule of a comparison, by x < y: ties have probability zero."""
 
     def rule(machine, eqn, inputs):
         x, y = _operands(eqn, inputs)
+        if total:
+            x, y = _last(x, y)
+        if np.any(np.isnan(x["a"]) | np.isnan(y["a"])):
+            raise Refused("a sorted uniform beside what is not a number")
         answer, _ = _less(machine, eqn, y if swap else x, x if swap else y)
         return [Known(answer != negate)]
 
@@ -195,9 +206,9 @@ SORTED_RULES = {
     "ge": _comparison(swap=False, negate=True),
     "gt": _comparison(swap=True, negate=False),
     "le": _comparison(swap=True, negate=True),
-    "le_to": _comparison(swap=True, negate=True),
+    "le_to": _comparison(swap=True, negate=True, total=True),
     "lt": _comparison(swap=False, negate=False),
-    "lt_to": _comparison(swap=False, negate=False),
+    "lt_to": _comparison(swap=False, negate=False, total=True),
     "min": _smaller,
     "ne": _equality(False),
     "sort": _sort,
