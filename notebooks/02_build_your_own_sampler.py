@@ -388,8 +388,9 @@ for sampler in (next_target_first, resample_move):
     display(ranks_figure(ranks, names, num_bins=16))
 
 # %% [markdown]
-# Valleys: the truth lies too often outside of what the posterior covers, since the last datum
-# counts twice. The grey band is where 99 % of the bars of uniform ranks lie.
+# A valley for the mean, low ranks for its likelihood: the truth lies too often outside of what the
+# posterior covers, since the last datum counts twice. In the grey band lie 99 % of the bars of
+# uniform ranks.
 #
 # ## 5. Algorithms of the literature
 #
