@@ -129,7 +129,7 @@ for num, values in zip(sizes, runs, strict=True):
     print(f"{num:9} {values.mean():8.2f} {values.std():5.2f}    {ratio.mean():.2f} +- {error:.2f}")
 
 figure, axis = plt.subplots(figsize=(7, 2.8))
-axis.boxplot(runs, tick_labels=sizes, widths=0.5)
+axis.boxplot(runs, tick_labels=sizes, widths=0.5, medianprops={"color": FILTER})
 axis.axhline(exact, color=EXACT, lw=1, label="exact")
 axis.set(xlabel="particles", ylabel="log likelihood")
 axis.legend()
