@@ -1,6 +1,7 @@
 """What `sample` returns: draws, their diagnostics, and where the chains are."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -34,7 +35,8 @@ class Draws(eqx.Module):
     """Draws of many chains.
 
     Attributes:
-        positions: a pytree with leading axes (chains, draws), on the host.
+        positions: a pytree with leading axes (chains, draws), on the host; of a program, what it
+            shows (`constrain`).
         info: what the kernel reported, with the same axes.
         last: where the chains are.
     """
@@ -59,6 +61,11 @@ class Draws(eqx.Module):
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.positions)]
         moved = [(leaf != leaf[:, :1]).reshape(leaf.shape[0], -1).any(1) for leaf in leaves]
         return ~np.any(moved, axis=0)
+
+    def map(self, f: Callable[[PyTree], PyTree]) -> "Draws":
+        """Returns the draws of `f` of one position: a part of it, or another parameter."""
+        mapped = jax.jit(jax.vmap(jax.vmap(f)))(self.positions)
+        return Draws(jax.tree.map(np.asarray, mapped), self.info, self.last)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Returns mean, sd, mcse, ess_bulk, ess_tail and rhat of every element, by its name.

@@ -15,6 +15,7 @@ from bayesinf.mcmc.combinators import repeat
 from bayesinf.mcmc.draws import Draws, Last
 from bayesinf.mcmc.foreign import OwnTarget
 from bayesinf.mcmc.state import strong
+from bayesinf.programs.program import Program
 from bayesinf.programs.target import Target
 from bayesinf.types import Kernel, Key, consistent, invariant, law
 
@@ -51,6 +52,9 @@ def sample(
     program's prior. In the warm-up HMC, MALA and NUTS adapt their step size and scale, each chain
     its own, also where they are parts of another kernel; `fixed(kernel)` keeps one as it is. Of
     `thin` draws one is kept.
+
+    Draws of a program are what it shows (`program.constrain`): those of a NumPyro model are in the
+    model's own coordinates, though the chains move in unconstrained ones.
 
     The loop is compiled once for a kernel, a target and their shapes: another key, another number
     of draws, or other data of the same shape (where the target holds them as leaves, as
@@ -89,7 +93,8 @@ def sample(
         if num_warmup > 0:
             kernels = _finish(kernels, tunings)
         last = Last(kernels, states, jnp.zeros((), int))
-        return _collect(draw_key, target, last, tunings, num_samples, thin, bar)
+        draws = _collect(draw_key, target, last, tunings, num_samples, thin, bar)
+    return _shown(program, draws)
 
 
 @law(consistent)
@@ -113,7 +118,8 @@ def resume(
     draw_key = jax.random.split(key, 3)[2]
     with tqdm(total=num_samples, disable=not progress, unit="draw") as bar:
         tunings = _restart(last.kernels, last.states)
-        return _collect(draw_key, _target(program), last, tunings, num_samples, thin, bar)
+        draws = _collect(draw_key, _target(program), last, tunings, num_samples, thin, bar)
+    return _shown(program, draws)
 
 
 @law(invariant)
@@ -148,6 +154,19 @@ def _collect(key, target, last: Last, tunings, num: int, thin: int, bar) -> Draw
         _report(bar, chunks[-1][1], size, "draws")
     positions, info = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *chunks)
     return Draws(positions, info, Last(kernels, states, count + num))
+
+
+def _shown(program: Any, draws: Draws) -> Draws:
+    """Returns the draws as the program shows them; the chains' states stay as they are."""
+    if not isinstance(program, Program):
+        return draws
+    positions = jax.tree.map(np.asarray, _constrain(program, draws.positions))
+    return Draws(positions, draws.info, draws.last)
+
+
+@eqx.filter_jit
+def _constrain(program: Program, positions: PyTree) -> PyTree:
+    return jax.vmap(jax.vmap(program.constrain))(positions)
 
 
 def _chunks(num: int) -> list[tuple[int, int]]:

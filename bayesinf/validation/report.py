@@ -59,7 +59,9 @@ class Report(NamedTuple):
             lines.append(f"  on             {self.problem}")
         if self.exact_error is not None:
             lines.append(f"  largest error  {self.exact_error:.3g} of the largest mass")
-            lines.append(f"  evidence       {self.evidence_bias_percent:+.3g} %")
+            # A kernel moves a state and has no evidence to lose.
+            if self.law != "invariant":
+                lines.append(f"  evidence       {self.evidence_bias_percent:+.3g} %")
             lines.append(f"  posterior      {self.posterior_error:.3g}")
             lines.append(f"  worlds         {self.worlds} at the peak")
         if self.statistical_z is not None:

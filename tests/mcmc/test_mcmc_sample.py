@@ -7,10 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 from bayesinf import mcmc
-from bayesinf.programs import DataProgram, target
+from bayesinf.programs import DataProgram, from_numpyro, target
 from bayesinf.types import Kernel
 
 NORMAL = target(lambda x: -0.5 * jnp.sum(x**2))
@@ -179,3 +181,21 @@ def test_divergences_are_counted(key):
     assert draws.num_diverged > 100
     with pytest.warns(UserWarning, match="draws diverged"):
         draws.summary()
+
+
+def gamma_poisson(y):
+    rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with numpyro.plate("data", y.shape[0]):
+        numpyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def test_stat_draws_of_a_numpyro_model_are_in_its_own_coordinates(key):
+    """Chains move the log of the rate; what comes out is the rate, Gamma(6, 3) by conjugacy."""
+    program = from_numpyro(gamma_poisson, jnp.array([3, 1]))
+    draws = mcmc.sample(key, program, mcmc.NUTS(), num_warmup=300, num_samples=500, progress=False)
+    row = draws.summary()["rate"]
+    assert abs(row["mean"] - 2) < 5 * row["mcse"]
+    assert draws.map(lambda x: jnp.log(x["rate"])).positions.shape == (4, 500)
+    # The chains go on where they were, not at what was shown.
+    later = mcmc.resume(key, program, draws.last, num_samples=100, progress=False)
+    assert abs(later.positions["rate"].mean() - 2) < 1

@@ -16,6 +16,7 @@ from bayesinf.distributions import gaussian
 from bayesinf.mcmc.random_walk import RandomWalk
 from bayesinf.programs import (
     DataProgram,
+    Dynamics,
     FeynmanKac,
     Frame,
     Program,
@@ -171,15 +172,25 @@ def level_model(values, mean, variance, moves, noise):
     return model, Frame(jnp.ones(len(values)), None, {"level": reading(values[:, None])})
 
 
+def drift(state, noise, elapsed, input):
+    """Decays at a rate and diffuses over the time that has elapsed, however uneven."""
+    del input
+    keep = jnp.exp(-elapsed * jnp.array([0.1, 0.2]))
+    turned = keep * state + jnp.array([0.3 * elapsed * state[1], 0.0])
+    factor = jnp.array([[0.5, 0.0], [0.2, 0.4]])
+    return turned + jnp.sqrt(elapsed) * (factor @ noise) + jnp.array([0.1, 0.0])
+
+
 def two_dimensional():
     model = StateSpace(
         gaussian(np.array([0.5, -1.0]), np.eye(2)),
-        linear_gaussian([[0.9, 0.3], [0.0, 0.8]], [[0.5, 0.0], [0.2, 0.4]], [0.1, 0.0]),
+        Dynamics(drift, 2),
         {"a": lambda state, _: dist.Normal(state[0], 0.5)},
     )
     values = np.zeros((8, 1))
     values[3] = np.nan
-    blank = Frame(jnp.ones(8), None, {"a": reading(values)})
+    elapsed = jnp.array([1.0, 0.2, 2.5, 0.7, 1.0, 0.1, 1.4, 0.5])
+    blank = Frame(elapsed, None, {"a": reading(values)})
     return model, simulate(jax.random.key(3), model, blank)[1]
 
 

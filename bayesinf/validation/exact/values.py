@@ -6,6 +6,7 @@ has length 1 holds in every world; keys must, when they are used.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -253,5 +254,5 @@ def where(eqn: JaxprEqn) -> str:
     trace = eqn.source_info.traceback
     for frame in trace.frames if trace else ():
         if "/jax/_src/" not in frame.file_name and "/jax/extend/" not in frame.file_name:
-            return f"{frame.file_name}:{frame.line_num}"
+            return f"{Path(frame.file_name).name}:{frame.line_num}"
     return ""
