@@ -200,12 +200,9 @@ def test_exact_broken_samplers_are_refuted(x64, broken, problems):
     report = check(broken, proper, problems((3,)))
     assert report.verdict == "refuted", report
     assert report.exact_error > 1e-3
-
-
-def test_exact_the_wrong_order_doubles_the_evidence(x64):
-    """Moving under the next target counts a datum twice, and the report says how far it is off."""
-    report = check(next_target_first, proper, finite_data_programs((3,)))
-    assert abs(report.evidence_bias_percent) > 5
+    if broken is next_target_first:
+        # The report says how far it is off.
+        assert abs(report.evidence_bias_percent) > 5
 
 
 def off_by_one(key, log_weights, num):

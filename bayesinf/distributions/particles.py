@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import logsumexp
 from jaxtyping import Float, Int, PyTree
 
 from bayesinf.types import Key
@@ -40,7 +39,7 @@ class Particles(eqx.Module):
 
     def ess(self) -> Float[Array, ""]:
         """Returns the effective sample size, `1 / sum_i W_i^2`, between 1 and n."""
-        return jnp.exp(-logsumexp(2 * self.log_weights))
+        return 1 / jnp.sum(self.weights**2)
 
     def mean(self, f: Callable[[PyTree], PyTree] = lambda x: x) -> PyTree:
         """Returns the weighted mean of `f`, which takes one particle's value and gives arrays.
