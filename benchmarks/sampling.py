@@ -7,6 +7,7 @@ that a busy machine is busy for all, and the best of them counts. A package that
 left out; `particles` draws by NumPy, whatever the key.
 
 Run: ./run --with blackjax --with cuthbert --with particles python benchmarks/sampling.py
+(smcjax asks for an older jaxlib but runs on this one: install it apart with --no-deps.)
 """
 
 import argparse
