@@ -123,6 +123,11 @@ def _states(program) -> int:
     return program.log_prior.table.shape[0]
 
 
+def _particles_for(sizes: Sizes, length: int) -> int:
+    """Returns the most particles, or for long sequences the fewest: worlds multiply with both."""
+    return sizes.particles[-1] if length <= 2 else sizes.particles[0]
+
+
 def _samplers(sizes: Sizes) -> list[Row]:
     """From programs and sequences to particles."""
     programs = finite_programs(sizes.states, sizes.tables)
@@ -161,6 +166,7 @@ def _samplers(sizes: Sizes) -> list[Row]:
         return smc.along(path_key, program.tempered(), kernel, start, levels)[0]
 
     def data_tempered(key, program):
+        num = _particles_for(sizes, program.data.shape[0])
         return smc.data_temper(key, program, _uniform_metropolis(_states(program)), num)[0]
 
     def filtered(key, sequence):
@@ -195,7 +201,9 @@ def _samplers(sizes: Sizes) -> list[Row]:
 def _trajectories(sizes: Sizes) -> list[Row]:
     """Kernels on trajectories, and trajectories traced back."""
     problems = finite_trajectories((2,), sizes.lengths)
-    num = sizes.particles[-1]
+
+    def particles_for(given):
+        return _particles_for(sizes, given.sequence.num_steps)
 
     def kept(make):
         def run(key, given):
@@ -209,18 +217,22 @@ def _trajectories(sizes: Sizes) -> list[Row]:
 
     def traced(key, given):
         particles, info = smc.run(
-            key, given.sequence, num, smc.always(smc.multinomial), smc.history
+            key, given.sequence, particles_for(given), smc.always(smc.multinomial), smc.history
         )
         paths = smc.trajectories(info.collected)
         return Particles(paths, particles.log_weights, particles.log_evidence, particles.level)
 
     def own_past(given):
-        del given
-        return smc.conditional_smc(num)
+        return smc.conditional_smc(particles_for(given))
 
     def ancestors(given):
         table = given.sequence.step.one.log_probs
-        return smc.ancestor_sampling(num, lambda before, after, input: table[before, after])
+
+        def log_transition(before, after, input):
+            del input
+            return table[before, after]
+
+        return smc.ancestor_sampling(particles_for(given), log_transition)
 
     def pmmh(key, given):
         """A parameter that chooses between two sequences, from its prior with the estimate."""
@@ -231,7 +243,8 @@ def _trajectories(sizes: Sizes) -> list[Row]:
 
         log_prior = jnp.log(jnp.array([0.3, 0.7]))
         prior = target(lambda x: log_prior[x])
-        kernel = smc.pmmh(_uniform_metropolis(2), model, num, smc.always(smc.multinomial))
+        policy = smc.always(smc.multinomial)
+        kernel = smc.pmmh(_uniform_metropolis(2), model, sizes.particles[-1], policy)
         position = kernel.start(start_key, jax.random.categorical(draw_key, log_prior))
         state, _ = kernel.step(step_key, prior, kernel.init(prior, position))
         return one(state.position.value, position.log_estimate)
@@ -248,7 +261,7 @@ def _trajectories(sizes: Sizes) -> list[Row]:
         row(
             "smc.conditional_smc",
             invariant,
-            kept(lambda _: smc.conditional_smc(num)),
+            kept(lambda given: smc.conditional_smc(particles_for(given))),
             problems,
             proper,
         ),
