@@ -1,7 +1,7 @@
 """A filter's track over a log: blocks of one shape, fewer components as the filter learns."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -134,15 +134,22 @@ class Program:
 
 
 def stages(
-    program: Program, noise: robot.Noise, frames: Frame, belief: GaussianMixture, sizes: Sizes
+    program: Program,
+    noise: Callable[[int], robot.Noise],
+    frames: Frame,
+    belief: GaussianMixture,
+    sizes: Sizes,
 ) -> Iterator[Stage]:
-    """Yields a filter's way along a log, block after block of one shape."""
+    """Yields a filter's way along a log, block after block of one shape.
+
+    `noise` tells the noise of a block by the number of frames before it.
+    """
     begin, total = 0, frames.elapsed.size
     while begin < total:
         wide = belief.num_components > sizes.narrow
         length = sizes.wide_ranges if wide else BLOCK
         block = _padded(cut(frames, begin, begin + length), length)
-        belief, piece, seconds = program(noise, block, belief)
+        belief, piece, seconds = program(noise(begin), block, belief)
         if wide:
             belief = narrowed(belief, sizes.narrow)
         elif belief.num_components > sizes.few and concentrated(belief):
@@ -155,8 +162,13 @@ def stages(
 def filter_track(
     program: Program, noise: robot.Noise, frames: Frame, belief: GaussianMixture, sizes: Sizes
 ) -> Track:
-    """Returns the track of a filter on mixtures."""
-    way = list(stages(program, noise, frames, belief, sizes))
+    """Returns the track of a filter on mixtures, under one noise throughout."""
+    return joined(stages(program, lambda _: noise, frames, belief, sizes))
+
+
+def joined(way: Iterable[Stage]) -> Track:
+    """Returns the track of a filter's whole way along a log."""
+    way = list(way)
     width = max(stage.piece.log_weights.shape[1] for stage in way)
     pieces = [_widened(stage.piece, width) for stage in way]
     seconds = sum(stage.seconds for stage in way)
@@ -170,7 +182,7 @@ def settle(
     """Returns the belief, of few components, where a filter first knows place and heading, and how
     many frames that took; if it never does, those at the end."""
     end = 0
-    for stage in stages(program, noise, frames, belief, sizes):
+    for stage in stages(program, lambda _: noise, frames, belief, sizes):
         belief, end = stage.belief, stage.end
         if belief.num_components <= sizes.few:
             break

@@ -58,7 +58,7 @@ def test_a_filter_narrows_as_it_learns(log):
     wide = track.narrowed(robot.known_start(np.asarray(log.start), num_components=6), 6)
     bank = Program(extended)
     sizes = Sizes(16, 4, 2)
-    stages = list(track.stages(bank, robot.Noise(), log.frames, wide, sizes))
+    stages = list(track.stages(bank, lambda _: robot.Noise(), log.frames, wide, sizes))
     assert [stage.end for stage in stages] == [16, 80, LENGTH]
     assert [stage.piece.log_scores.size for stage in stages] == [16, 64, 20]
     assert [stage.piece.log_weights.shape[1] for stage in stages] == [6, 4, 2]
