@@ -4,7 +4,7 @@
 block with a law is left out.
 """
 
-from bayesinf.laws import continuous, mcmc, smc
+from bayesinf.laws import continuous, mcmc, smc, trajectories
 from bayesinf.laws.row import FULL, QUICK, Row, Sizes
 
 __all__ = ["FULL", "QUICK", "Row", "Sizes", "rows"]
@@ -12,4 +12,4 @@ __all__ = ["FULL", "QUICK", "Row", "Sizes", "rows"]
 
 def rows(sizes: Sizes = QUICK) -> list[Row]:
     """Returns the table at these sizes."""
-    return [*mcmc.rows(sizes), *smc.rows(sizes), *continuous.rows()]
+    return [*mcmc.rows(sizes), *smc.rows(sizes), *trajectories.rows(sizes), *continuous.rows()]

@@ -7,16 +7,13 @@ import jax.numpy as jnp
 
 from bayesinf import mcmc, smc
 from bayesinf.distributions.enumerated import Enumerated
-from bayesinf.distributions.particles import Particles
-from bayesinf.laws.row import Row, Sizes, one, row
-from bayesinf.programs import target
-from bayesinf.types import invariant, preserves, proper, reweights
+from bayesinf.laws.row import Row, Sizes, row
+from bayesinf.types import preserves, proper, reweights
 from bayesinf.validation import Problem
 from bayesinf.validation.problems import (
     finite_data_programs,
     finite_programs,
     finite_sequences,
-    finite_trajectories,
     weighted_particles,
 )
 
@@ -29,7 +26,7 @@ RESAMPLERS = {
 
 
 def rows(sizes: Sizes) -> list[Row]:
-    return [*_populations(sizes), *_samplers(sizes), *_trajectories(sizes)]
+    return [*_populations(sizes), *_samplers(sizes)]
 
 
 def _populations(sizes: Sizes) -> list[Row]:
@@ -115,7 +112,7 @@ def pushed(problem: Problem, push: Callable) -> Problem:
     return problem._replace(exact=Enumerated(problem.exact.support, jnp.log(masses)))
 
 
-def _uniform_metropolis(num_states: int):
+def uniform_metropolis(num_states: int):
     return mcmc.symmetric(lambda key, x: jax.random.randint(key, (), 0, num_states))
 
 
@@ -123,7 +120,7 @@ def _states(program) -> int:
     return program.log_prior.table.shape[0]
 
 
-def _particles_for(sizes: Sizes, length: int) -> int:
+def particles_for(sizes: Sizes, length: int) -> int:
     """Returns the most particles, or for long sequences the fewest: worlds multiply with both."""
     return sizes.particles[-1] if length <= 2 else sizes.particles[0]
 
@@ -152,22 +149,22 @@ def _samplers(sizes: Sizes) -> list[Row]:
         weigh_key, resample_key, move_key = jax.random.split(key, 3)
         particles = smc.importance(weigh_key, program, num)
         particles = smc.resample(resample_key, particles, smc.systematic)
-        kernel = _uniform_metropolis(_states(program))
+        kernel = uniform_metropolis(_states(program))
         return smc.move(move_key, kernel, program.tempered(), particles)[0]
 
     def tempered(key, program):
-        kernel = _uniform_metropolis(_states(program))
+        kernel = uniform_metropolis(_states(program))
         return smc.temper_fixed(key, program, kernel, num, levels)[0]
 
     def along(key, program):
         start_key, path_key = jax.random.split(key)
         start = smc.spawn(start_key, program.sample, num)
-        kernel = _uniform_metropolis(_states(program))
+        kernel = uniform_metropolis(_states(program))
         return smc.along(path_key, program.tempered(), kernel, start, levels)[0]
 
     def data_tempered(key, program):
-        num = _particles_for(sizes, program.data.shape[0])
-        return smc.data_temper(key, program, _uniform_metropolis(_states(program)), num)[0]
+        num = particles_for(sizes, program.data.shape[0])
+        return smc.data_temper(key, program, uniform_metropolis(_states(program)), num)[0]
 
     def filtered(key, sequence):
         return smc.run(key, sequence, num)[0]
@@ -196,83 +193,3 @@ def _samplers(sizes: Sizes) -> list[Row]:
         row("smc.run", proper, filtered, sequences),
         row("smc.step", proper, stepped, sequences),
     ]
-
-
-def _trajectories(sizes: Sizes) -> list[Row]:
-    """Kernels on trajectories, and trajectories traced back."""
-    problems = finite_trajectories((2,), sizes.lengths)
-
-    def particles_for(given):
-        return _particles_for(sizes, given.sequence.num_steps)
-
-    def kept(make):
-        def run(key, given):
-            start_key, step_key = jax.random.split(key)
-            start = given.smoothing.sample(start_key)
-            kernel = make(given)
-            state, _ = kernel.step(step_key, given.sequence, kernel.init(given.sequence, start))
-            return one(state.position, given.smoothing.log_evidence)
-
-        return run
-
-    def traced(key, given):
-        particles, info = smc.run(
-            key, given.sequence, particles_for(given), smc.always(smc.multinomial), smc.history
-        )
-        paths = smc.trajectories(info.collected)
-        return Particles(paths, particles.log_weights, particles.log_evidence, particles.level)
-
-    def own_past(given):
-        return smc.conditional_smc(particles_for(given))
-
-    def ancestors(given):
-        table = given.sequence.step.one.log_probs
-
-        def log_transition(before, after, input):
-            del input
-            return table[before, after]
-
-        return smc.ancestor_sampling(particles_for(given), log_transition)
-
-    def pmmh(key, given):
-        """A parameter that chooses between two sequences, from its prior with the estimate."""
-        draw_key, start_key, step_key = jax.random.split(key, 3)
-
-        def model(choice):
-            return jax.tree.map(lambda a, b: jnp.where(choice == 0, a, b), *given)
-
-        log_prior = jnp.log(jnp.array([0.3, 0.7]))
-        prior = target(lambda x: log_prior[x])
-        policy = smc.always(smc.multinomial)
-        kernel = smc.pmmh(_uniform_metropolis(2), model, sizes.particles[-1], policy)
-        position = kernel.start(start_key, jax.random.categorical(draw_key, log_prior))
-        state, _ = kernel.step(step_key, prior, kernel.init(prior, position))
-        return one(state.position.value, position.log_estimate)
-
-    first, second = finite_sequences((2,), (1,)), finite_sequences((2,), (1,), seed=5)
-    masses = [each[0].exact.log_evidence for each in (first, second)]
-    exact = Enumerated(jnp.arange(2), jnp.log(jnp.array([0.3, 0.7])) + jnp.stack(masses))
-    choice = Problem("two sequences", (first[0].given, second[0].given), exact)
-    paths = [
-        each._replace(exact=_without_start(each.exact), name=f"paths of {each.name}")
-        for each in problems
-    ]
-    return [
-        row(
-            "smc.conditional_smc",
-            invariant,
-            kept(lambda given: smc.conditional_smc(particles_for(given))),
-            problems,
-            proper,
-        ),
-        row("smc.ancestor_sampling", invariant, kept(ancestors), problems, proper),
-        row("smc.trajectories", preserves, traced, paths, proper),
-        row("smc.pmmh", invariant, pmmh, [choice], proper),
-    ]
-
-
-def _without_start(paths: Enumerated) -> Enumerated:
-    """Returns the measure of the trajectories' states after the first."""
-    num = int(jnp.max(paths.support)) + 1
-    log_masses = jax.nn.logsumexp(paths.log_masses.reshape(num, -1), axis=0)
-    return Enumerated(paths.support[: log_masses.size, 1:], log_masses)

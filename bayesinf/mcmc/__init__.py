@@ -5,7 +5,8 @@ these is one.
 """
 
 from bayesinf.mcmc.adaptation import fixed
-from bayesinf.mcmc.combinators import blocks, cycle, mixture, repeat
+from bayesinf.mcmc.blocks import blocks
+from bayesinf.mcmc.combinators import cycle, mixture, repeat
 from bayesinf.mcmc.draws import Draws, Last
 from bayesinf.mcmc.elliptical_slice import EllipticalSlice
 from bayesinf.mcmc.foreign import from_blackjax, from_sampling_algorithm

@@ -15,7 +15,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PyTree
 
-from bayesinf.mcmc.combinators import Block, Cycle, Mixture, Repeat, brief, entry
+from bayesinf.mcmc.blocks import Block, entry
+from bayesinf.mcmc.combinators import Cycle, Mixture, Repeat, brief
 from bayesinf.mcmc.state import flatten
 from bayesinf.programs.target import Target
 from bayesinf.types import Kernel, Key, invariant, law

@@ -1,6 +1,6 @@
-"""Kernels of kernels: one after another, one by lot, many times, one for each entry."""
+"""Kernels of kernels: one after another, one by lot, many times."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,11 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Bool, Float, Int, PyTree
 
-from bayesinf.mcmc.state import State, init_state
+from bayesinf.mcmc.state import State
 from bayesinf.programs.target import Target
 from bayesinf.types import Kernel, Key, invariant, law
-
-Names = str | tuple[str, ...]
 
 
 class Summary(NamedTuple):
@@ -79,7 +77,8 @@ def leave(target: Target, state: Any) -> State:
     return State(state.position, parts)
 
 
-def _step(kernel: Kernel, key: Key, target: Target, state: State) -> tuple[State, Any]:
+def advance(kernel: Kernel, key: Key, target: Target, state: State) -> tuple[State, Any]:
+    """Returns the common state after a step of the kernel, and its info."""
     own, info = kernel.step(key, target, enter(kernel, target, state))
     return leave(target, own), info
 
@@ -98,7 +97,7 @@ class Cycle(eqx.Module):
         for kernel, child_key in zip(
             self.kernels, jax.random.split(key, len(self.kernels)), strict=True
         ):
-            state, info = _step(kernel, child_key, target, state)
+            state, info = advance(kernel, child_key, target, state)
             infos.append(info)
         briefs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(brief, infos))
         return state, CycleInfo(*_overall(briefs), tuple(infos))
@@ -120,7 +119,7 @@ class Mixture(eqx.Module):
 
         def branch(kernel):
             def move(key, state):
-                state, info = _step(kernel, key, target, state)
+                state, info = advance(kernel, key, target, state)
                 return state, brief(info)
 
             return move
@@ -148,56 +147,6 @@ class Repeat(eqx.Module):
         return state, RepeatInfo(*_overall(brief(infos)), last)
 
 
-class Conditional(eqx.Module):
-    """The log terms of a target as a function of one entry of the position, or of several.
-
-    Attributes:
-        terms: the target's.
-        rest: the position's other entries, which are held.
-        names: the entry's name; a tuple of names for a dict of entries.
-    """
-
-    terms: Any
-    rest: dict[str, PyTree]
-    names: Names = eqx.field(static=True)
-
-    def __call__(self, value: PyTree) -> Float[Array, " n"]:
-        return self.terms({**self.rest, **named(self.names, value)})
-
-
-@law(invariant)
-class Block(eqx.Module):
-    """Applies a kernel to one entry of a dict, or several, for their conditional."""
-
-    names: Names = eqx.field(static=True)
-    kernel: Kernel
-
-    def init(self, target: Target, position: dict[str, PyTree]) -> State:
-        return init_state(target, position)
-
-    def step(self, key: Key, target: Target, state: State) -> tuple[State, Any]:
-        moved = entry(self.names, state.position)
-        held = (self.names,) if isinstance(self.names, str) else self.names
-        rest = {name: value for name, value in state.position.items() if name not in held}
-        conditional = Target(Conditional(target.terms, rest, self.names), target.exponents)
-        new, info = _step(self.kernel, key, conditional, State(moved, state.parts))
-        return State({**rest, **named(self.names, new.position)}, new.parts), info
-
-
-def entry(names: Names, position: dict[str, PyTree]) -> PyTree:
-    """Returns what a block moves."""
-    for name in (names,) if isinstance(names, str) else names:
-        if not isinstance(position, dict) or name not in position:
-            came = sorted(position) if isinstance(position, dict) else type(position).__name__
-            raise ValueError(f"position: {came} came, a dict with {name!r} was expected")
-    return position[names] if isinstance(names, str) else {name: position[name] for name in names}
-
-
-def named(names: Names, value: PyTree) -> dict[str, PyTree]:
-    """Returns the entries of a dict that a block has moved."""
-    return {names: value} if isinstance(names, str) else value
-
-
 @law(invariant)
 def cycle(*kernels: Kernel) -> Cycle:
     """Returns the kernel that applies these in order.
@@ -205,7 +154,7 @@ def cycle(*kernels: Kernel) -> Cycle:
     Law: invariant, if each is. Where they need gradients, these are computed anew after another
     kernel's move.
     """
-    _some("kernels", kernels)
+    some("kernels", kernels)
     return Cycle(kernels)
 
 
@@ -216,7 +165,7 @@ def mixture(probs: ArrayLike | Sequence[float | int], *kernels: Kernel) -> Mixtu
     Law: invariant, if each is; the choice must not look at the position. Under `vmap` all of them
     are computed.
     """
-    _some("kernels", kernels)
+    some("kernels", kernels)
     probs = jnp.asarray(probs)
     if probs.shape != (len(kernels),):
         raise ValueError(
@@ -236,23 +185,10 @@ def repeat(kernel: Kernel, num: int) -> Repeat:
     return Repeat(kernel, num)
 
 
-@law(invariant)
-def blocks(kernels: Mapping[Names, Kernel]) -> Cycle:
-    """Returns the kernel that moves one entry of a dict after another, the rest held fixed.
-
-    A tuple of names is a dict of these entries. A kernel's target is the conditional of its entry.
-
-    Law: invariant, if each kernel is for its conditional. Paper: Metropolis within Gibbs, Tierney
-    (1994), section 2.4.
-    """
-    _some("kernels", kernels)
-    return Cycle(tuple(Block(names, kernel) for names, kernel in kernels.items()))
-
-
 def _overall(infos: Summary) -> Summary:
     return Summary(jnp.mean(infos.acceptance), jnp.any(infos.invalid), jnp.any(infos.diverged))
 
 
-def _some(name: str, kernels: Any) -> None:
+def some(name: str, kernels: Any) -> None:
     if len(kernels) == 0:
         raise ValueError(f"{name}: none came, at least one was expected")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree, Shaped
 
-from bayesinf.mcmc.combinators import Conditional
+from bayesinf.mcmc.blocks import rest_of
 from bayesinf.mcmc.state import Info, State, init_state, select
 from bayesinf.programs.target import Target
 from bayesinf.types import Key, invariant, law
@@ -33,12 +33,7 @@ class Gibbs(eqx.Module):
         return init_state(target, position)
 
     def step(self, key: Key, target: Target, state: State) -> tuple[State, Info]:
-        if not isinstance(target.terms, Conditional):
-            raise ValueError(
-                "target: one without a rest came, the conditional of an entry was expected; use "
-                'Gibbs as in blocks({"z": Gibbs(conditional)})'
-            )
-        y = self.conditional(key, target.terms.rest)
+        y = self.conditional(key, rest_of(target, "Gibbs(conditional)"))
         drawn = State(y, target.parts(y))
         log_density = target.combine(drawn.parts)
         invalid = jnp.isnan(log_density)

@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from bayesinf.mcmc.state import Info, State, accept, init_state
 from bayesinf.programs.target import Target
@@ -38,6 +38,16 @@ class Independence(eqx.Module):
 
     def step(self, key: Key, target: Target, state: State) -> tuple[State, Info]:
         propose_key, accept_key = jax.random.split(key)
-        y = self.proposal.sample(propose_key)
-        log_hastings = self.proposal.log_prob(state.position) - self.proposal.log_prob(y)
+        x = state.position
+        y = self.propose(propose_key, x)
+        log_hastings = self.log_prob(x, y) - self.log_prob(y, x)
         return accept(accept_key, target, State(y, target.parts(y)), state, log_hastings)
+
+    def propose(self, key: Key, x: PyTree) -> PyTree:
+        del x
+        return self.proposal.sample(key)
+
+    def log_prob(self, y: PyTree, x: PyTree) -> Float[Array, ""]:
+        """Returns `log q(y)`."""
+        del x
+        return self.proposal.log_prob(y)

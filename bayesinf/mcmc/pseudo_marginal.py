@@ -1,7 +1,7 @@
 """Pseudo-marginal Metropolis-Hastings: a likelihood that is only estimated, and yet exact."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PyTree
 
-from bayesinf.mcmc.metropolis import Metropolis
 from bayesinf.mcmc.state import Info, State, accept, strong
 from bayesinf.programs.target import Target
 from bayesinf.types import Key, invariant, law
@@ -20,6 +19,19 @@ class Estimated(NamedTuple):
 
     value: PyTree
     log_estimate: Float[Array, ""]
+
+
+@runtime_checkable
+class Proposing(Protocol):
+    """A Metropolis-Hastings kernel whose proposal does not look at the target."""
+
+    def propose(self, key: Key, x: PyTree) -> PyTree:
+        """Returns y ~ q(. | x)."""
+        ...
+
+    def log_prob(self, y: PyTree, x: PyTree) -> Float[Array, ""]:
+        """Returns `log q(y|x)`, up to what is the same both ways."""
+        ...
 
 
 @law(invariant)
@@ -34,12 +46,21 @@ class PseudoMarginal(eqx.Module):
     estimate it is particle marginal Metropolis-Hastings (Andrieu, Doucet and Holenstein 2010).
 
     Attributes:
-        proposal: proposes the points.
+        proposal: proposes the points: `Metropolis`, `RandomWalk`, `Independence`, or another kernel
+            with their `propose` and `log_prob`. A proposal that looks at the target, as MALA's,
+            would look at the prior alone.
         estimate: (key, x) to the log of a non-negative unbiased estimate of the likelihood.
     """
 
-    proposal: Metropolis
+    proposal: Any  # in truth `Proposing`; whatever else comes is named below
     estimate: Callable[[Key, PyTree], Float[Array, ""]]
+
+    def __check_init__(self):
+        if not isinstance(self.proposal, Proposing):
+            raise ValueError(
+                f"proposal: {type(self.proposal).__name__} came, Metropolis, RandomWalk, "
+                "Independence or another with propose(key, x) and log_prob(y, x) was expected"
+            )
 
     def start(self, key: Key, value: PyTree) -> Estimated:
         """Returns the position of a chain that starts at this point."""

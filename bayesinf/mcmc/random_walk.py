@@ -2,7 +2,8 @@
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from bayesinf.mcmc.state import Info, State, accept, flatten, init_state, real, scaled
 from bayesinf.programs.target import Target
@@ -28,7 +29,14 @@ class RandomWalk(eqx.Module):
 
     def step(self, key: Key, target: Target, state: State) -> tuple[State, Info]:
         propose_key, accept_key = jax.random.split(key)
-        x, unflatten = flatten(state.position)
-        noise = jax.random.normal(propose_key, x.shape, x.dtype)
-        y = unflatten(x + scaled(self.scale, noise))
+        y = self.propose(propose_key, state.position)
         return accept(accept_key, target, State(y, target.parts(y)), state)
+
+    def propose(self, key: Key, x: PyTree) -> PyTree:
+        x, unflatten = flatten(x)
+        return unflatten(x + scaled(self.scale, jax.random.normal(key, x.shape, x.dtype)))
+
+    def log_prob(self, y: PyTree, x: PyTree) -> Float[Array, ""]:
+        """Returns `log q(y|x)` up to what is the same both ways: 0."""
+        del y, x
+        return jnp.zeros(())

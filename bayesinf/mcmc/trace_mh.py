@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PyTree
 
-from bayesinf.mcmc.combinators import Block, Mixture, mixture
+from bayesinf.mcmc.blocks import Block
+from bayesinf.mcmc.combinators import Mixture, mixture
 from bayesinf.mcmc.metropolis import Metropolis
 from bayesinf.types import Kernel, Key, invariant, law, no_law
 

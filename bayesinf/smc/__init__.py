@@ -12,6 +12,7 @@ from bayesinf.smc.data_tempering import data_temper
 from bayesinf.smc.filter import run, step, stream
 from bayesinf.smc.guided import gaussian_transition, guided, local
 from bayesinf.smc.history import history, trajectories
+from bayesinf.smc.particle_gibbs import particle_gibbs
 from bayesinf.smc.pmmh import LogEvidence, pmmh
 from bayesinf.smc.resampling import (
     adaptive,
@@ -56,6 +57,7 @@ __all__ = [
     "move",
     "multinomial",
     "normalise",
+    "particle_gibbs",
     "pmmh",
     "propagate",
     "resample",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from bayesinf.distributions import Enumerated, Particles
 from bayesinf.programs import DataProgram, FeynmanKac, Program, Target, feynman_kac, target
@@ -110,12 +110,14 @@ class Chain(NamedTuple):
     def paths(self) -> Enumerated:
         """Returns the measure on trajectories, from before the first reading on."""
         num, length = self.reads.shape[1], self.reads.shape[0]
-        support = np.array(list(itertools.product(range(num), repeat=length + 1)))
-        log_masses = self.start[support[:, 0]]
-        for t in range(length):
-            log_masses += self.move[support[:, t], support[:, t + 1]]
-            log_masses += self.reads[t, support[:, t + 1]]
-        return Enumerated(jnp.asarray(support), log_masses)
+        support = jnp.asarray(list(itertools.product(range(num), repeat=length + 1)))
+        return Enumerated(support, jax.vmap(self.log_mass)(support))
+
+    def log_mass(self, path: Int[Array, " t1"]) -> Float[Array, ""]:
+        """Returns the log mass of one trajectory."""
+        before, after = path[:-1], path[1:]
+        log_reads = self.reads[jnp.arange(after.size), after]
+        return self.start[path[0]] + jnp.sum(self.move[before, after] + log_reads)
 
     def last(self) -> Enumerated:
         """Returns the measure on the last state, by the forward recursion."""
@@ -136,10 +138,10 @@ def chain(num_states: int, length: int, seed: int = SEED) -> Chain:
 
 
 def finite_sequences(
-    states: Sequence[int] = STATES, lengths: Sequence[int] = (2,), seed: int = SEED
+    states: Sequence[int] = STATES, lengths: Sequence[int] = (2,)
 ) -> list[Problem]:
     """Returns hidden Markov models on 0..K-1; the answer is the last state's measure."""
-    chains = [chain(num, length, seed) for num in states for length in lengths]
+    chains = [chain(num, length) for num in states for length in lengths]
     return [Problem(_name(each), each.model(), each.last()) for each in chains]
 
 
@@ -158,6 +160,45 @@ def finite_trajectories(
     return [
         Problem(_name(each), Smoothing(each.model(), each.paths()), each.paths()) for each in chains
     ]
+
+
+class Choice(NamedTuple):
+    """A parameter, 0 or 1, that chooses between two hidden Markov models.
+
+    Attributes:
+        log_prior: of the parameter.
+        chains: the models' log tables, stacked.
+    """
+
+    log_prior: Float[Array, " 2"]
+    chains: Chain
+
+    def chain(self, theta: int | Int[Array, ""]) -> Chain:
+        return jax.tree.map(lambda leaf: leaf[theta], self.chains)
+
+    def log_joint(self, x: dict[str, Array]) -> Float[Array, ""]:
+        """Returns the log mass of the entries `theta` and `path`, all readings given."""
+        return self.log_prior[x["theta"]] + self.chain(x["theta"]).log_mass(x["path"])
+
+    def joint(self) -> Enumerated:
+        """Returns the measure on parameters and trajectories."""
+        both = [self.chain(theta).paths() for theta in range(2)]
+        theta = jnp.repeat(jnp.arange(2), both[0].log_masses.size)
+        support = {"theta": theta, "path": jnp.concatenate([each.support for each in both])}
+        log_masses = jnp.concatenate([each.log_masses for each in both])
+        return Enumerated(support, self.log_prior[theta] + log_masses)
+
+    def parameter(self) -> Enumerated:
+        """Returns the measure on parameters."""
+        masses = jnp.stack([self.chain(theta).last().log_evidence for theta in (0, 1)])
+        return Enumerated(jnp.arange(2), self.log_prior + masses)
+
+
+def choice(num_states: int, length: int) -> Choice:
+    """Returns a parameter that chooses between two random hidden Markov models."""
+    pair = chain(num_states, length), chain(num_states, length, SEED + 5)
+    chains = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pair)
+    return Choice(jnp.log(jnp.array([0.3, 0.7])), chains)
 
 
 def _name(chain: Chain) -> str:

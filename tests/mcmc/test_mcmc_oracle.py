@@ -8,7 +8,8 @@ import pytest
 
 from bayesinf import mcmc
 from bayesinf.mcmc import adaptation
-from bayesinf.mcmc.combinators import Block, enter, leave
+from bayesinf.mcmc.blocks import Block
+from bayesinf.mcmc.combinators import enter, leave
 from bayesinf.mcmc.hmc import Point, leapfrog
 from bayesinf.mcmc.state import init_grad_state
 from bayesinf.programs import Tempered, target
