@@ -33,6 +33,11 @@ def solve_lower(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Arr
     return solved.reshape(b.shape)
 
 
+def solve_upper(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
+    """Returns `inv(chol^T) b` for a lower triangular `chol`."""
+    return solve_lower(chol.T[::-1, ::-1], b[::-1])[::-1]
+
+
 def product(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
     """Returns `chol b`."""
     dim = chol.shape[0]
@@ -48,6 +53,26 @@ def product(chol: Float[Array, "d d"], b: Float[Array, "d *n"]) -> Float[Array, 
 def half_log_det(chol: Float[Array, "d d"]) -> Float[Array, ""]:
     """Returns `log det(chol)`, half the log determinant of the covariance `chol chol^T`."""
     return jnp.sum(jnp.log(jnp.diagonal(chol)))
+
+
+def cholesky(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Returns the lower triangular L with a positive diagonal and `L L^T = matrix`, symmetric.
+
+    For matrices that are positive semi-definite but for rounding, such as differences: pivots below
+    what rounding can say are lifted to it, so the factor and its gradient are finite.
+    """
+    dim = matrix.shape[0]
+    smallest = jnp.finfo(matrix.dtype).eps * jnp.diagonal(matrix) + jnp.finfo(matrix.dtype).tiny
+    if dim > UNROLLED:
+        lift = dim * jnp.maximum(jnp.max(smallest), 0)
+        return jnp.linalg.cholesky(matrix + lift * jnp.eye(dim, dtype=matrix.dtype))
+    columns = []
+    for i in range(dim):
+        pivot = jnp.sqrt(jnp.maximum(matrix[0, 0], jnp.abs(smallest[i])))
+        column = matrix[:, 0].at[0].set(pivot**2) / pivot
+        columns.append(jnp.concatenate([jnp.zeros(i, matrix.dtype), column]))
+        matrix = optimization_barrier(matrix[1:, 1:] - column[1:, None] * column[1:])
+    return jnp.stack(columns, axis=1)
 
 
 def triangularize(*factors: Float[Array, "d _"]) -> Float[Array, "d d"]:

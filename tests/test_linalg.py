@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayesinf.linalg import half_log_det, posterior_factor, product, solve_lower, triangularize
+from bayesinf.linalg import (
+    cholesky,
+    half_log_det,
+    posterior_factor,
+    product,
+    solve_lower,
+    solve_upper,
+    triangularize,
+)
 
 
 def check_triangle(factor, gram):
@@ -74,3 +82,28 @@ def test_oracle_a_row_of_zeros_stays_one_and_has_finite_gradients(x64):
 def test_too_few_columns_are_refused():
     with pytest.raises(ValueError, match=r"factors: .* 2 columns came for 3 rows"):
         triangularize(jnp.ones((3, 1)), jnp.ones((3, 1)))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 12])
+def test_oracle_cholesky(x64, dim):
+    a = jax.random.normal(jax.random.key(0), (dim, dim + 1))
+    gram = a @ a.T
+    check_triangle(jax.jit(cholesky)(gram), gram)
+    np.testing.assert_allclose(
+        solve_upper(cholesky(gram), a), jnp.linalg.inv(cholesky(gram)).T @ a, rtol=1e-8
+    )
+    weights = jnp.arange(float(dim * dim)).reshape(dim, dim)
+    ours, theirs = (
+        jax.jit(jax.grad(lambda a, f=f: jnp.sum(weights * f(a @ a.T))))(a)
+        for f in (cholesky, jnp.linalg.cholesky)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dim", [2, 12])
+def test_cholesky_of_a_singular_matrix_is_finite(dim):
+    column = jnp.arange(1.0, dim + 1)[:, None]
+    for gram in (column @ column.T - 1e-5 * jnp.eye(dim), jnp.zeros((dim, dim))):
+        chol = jax.jit(cholesky)(gram)
+        np.testing.assert_allclose(chol @ chol.T, gram, atol=1e-3)
+        assert jnp.isfinite(jax.jit(jax.grad(lambda g: jnp.sum(cholesky(g))))(gram)).all()
