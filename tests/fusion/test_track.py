@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 from bayesinf.fusion import robot, track
-from bayesinf.fusion.methods import ONE, SIZES, find, one_gaussian
+from bayesinf.fusion.methods import (
+    ONE,
+    REFIT_SHARES,
+    SIZES,
+    Programs,
+    find,
+    network_track,
+    one_gaussian,
+    setting_of,
+)
 from bayesinf.fusion.noise import START, fit_noise, odometry_noise, whole_noise
 from bayesinf.fusion.simulated_robot import drive
-from bayesinf.fusion.track import Program, Sizes, filter_track, follow, settle
+from bayesinf.fusion.track import BLOCK, Program, Sizes, filter_track, follow, settle
 from bayesinf.kalman import extended
 
 LENGTH = 100
@@ -92,13 +101,25 @@ def test_noise_is_held_where_a_filter_found_the_robot(log, ekf):
     """What the filter learned of the ranges' noise on its way does not come along."""
     noise = whole_noise(START)
     anywhere = partial(robot.known_start, np.asarray(log.start), num_components=12)
-    known = find(ekf, log.frames, LENGTH, anywhere, robot.Noise())
+    known = find(ekf, log.frames, anywhere, robot.Noise())
     belief = known.start(noise)
     assert belief.num_components <= SIZES.few
-    assert 0 < known.frames.elapsed.size < LENGTH
+    assert 0 < known.behind == LENGTH - known.frames.elapsed.size
+    assert known.until(0.75).elapsed.size == int(0.75 * LENGTH) - known.behind
     np.testing.assert_allclose(belief.means[:, robot.LOG_NOISE], noise.log_range, rtol=1e-6)
     chols = np.asarray(belief.chols)
     np.testing.assert_array_equal(chols[:, robot.LOG_NOISE, : robot.LOG_NOISE], 0)
     np.testing.assert_allclose(
         chols[:, robot.LOG_NOISE, robot.LOG_NOISE], noise.log_range_spread, rtol=1e-6
     )
+
+
+def test_each_block_runs_under_the_noise_of_its_place(log, ekf):
+    """A noise that is fitted later changes nothing before its share of the log is behind."""
+    start = partial(robot.known_start, np.asarray(log.start), num_components=2)
+    given = setting_of(log.frames, start, Programs(ekf, ekf, ekf))
+    quiet, loud = robot.Noise(), robot.Noise(0.05, 0.5, 0.2)
+    plain, changed = network_track(given, [quiet]), network_track(given, [quiet, loud])
+    change = -(-int(REFIT_SHARES[0] * LENGTH) // BLOCK) * BLOCK
+    np.testing.assert_array_equal(changed.means[:change], plain.means[:change])
+    assert np.any(changed.means[change:] != plain.means[change:])
