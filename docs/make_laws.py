@@ -95,7 +95,8 @@ def rows() -> list[str]:
             claim = law_of(block)
             law, check = (claim.name, kinds[label]) if isinstance(claim, Law) else ("-", claim)
             lines.append(f"| `{label}` | {PAPER.get(label, '-')} | {law} | {check} |")
-    return lines
+    learned = [row for row in laws.rows() if not row.block.startswith(("mcmc.", "smc."))]
+    return [*lines, *(f"| `{row.block}` | - | {row.law.name} | {row.check} |" for row in learned)]
 
 
 def page() -> str:

@@ -4,7 +4,7 @@
 block with a law is left out.
 """
 
-from bayesinf.laws import continuous, mcmc, smc, trajectories
+from bayesinf.laws import continuous, learned, mcmc, smc, trajectories
 from bayesinf.laws.row import FULL, QUICK, Row, Sizes
 
 __all__ = ["FULL", "QUICK", "Row", "Sizes", "rows"]
@@ -12,4 +12,5 @@ __all__ = ["FULL", "QUICK", "Row", "Sizes", "rows"]
 
 def rows(sizes: Sizes = QUICK) -> list[Row]:
     """Returns the table at these sizes."""
-    return [*mcmc.rows(sizes), *smc.rows(sizes), *trajectories.rows(sizes), *continuous.rows()]
+    finite = [part.rows(sizes) for part in (mcmc, smc, trajectories)]
+    return [row for part in (*finite, continuous.rows(), learned.rows()) for row in part]

@@ -4,7 +4,9 @@
 - `exact(fn, *args)`: the exact output measure of any finite JAX program, a `Measure`; raises
   `Refused` and `KeyReuse`.
 - `unbiased`, `sequential`, `invariance`, `geweke`, `sbc`: the statistical checks by themselves.
-- the laws: `invariant`, `preserves`, `proper`, and those that `check` does not take.
+- `check_kernel`, `check_calibrated`: what moves, or infers, in R^n, from draws of a joint law.
+- the laws: `reweights` is checked as `preserves` of the reweighted measure, `consistent` by its
+  bias.
 """
 
 from bayesinf.types import (
@@ -17,6 +19,7 @@ from bayesinf.types import (
     proper,
     reweights,
 )
+from bayesinf.validation.calibration import check_calibrated
 from bayesinf.validation.check import check, check_kernel
 from bayesinf.validation.exact import KeyReuse, Measure, Refused, exact
 from bayesinf.validation.problems import Joint, Problem
@@ -36,6 +39,7 @@ __all__ = [
     "Report",
     "calibrated",
     "check",
+    "check_calibrated",
     "check_kernel",
     "consistent",
     "exact",

@@ -13,7 +13,8 @@ from jaxtyping import Float, PyTree
 
 from bayesinf.distributions.enumerated import matches
 from bayesinf.distributions.particles import Particles
-from bayesinf.types import Kernel, Key, Law, invariant, preserves, proper
+from bayesinf.types import Kernel, Key, Law, calibrated, invariant, preserves, proper
+from bayesinf.validation import calibration
 from bayesinf.validation import problems as standard
 from bayesinf.validation.exact import KeyReuse, Refused, exact
 from bayesinf.validation.problems import Joint, Problem
@@ -50,6 +51,10 @@ def check(
       `(key, particles) -> particles`.
     - `proper`: a function `(key, given) -> particles`, given a finite program, or what `problems`
       say.
+    - `calibrated`: a function from a finite joint law (`calibration.Inference`) to
+      `posterior(key, datum)`, one draw of the posterior. Ranks must be uniform given the datum too,
+      since a posterior that ignores data is calibrated on average; `check_calibrated` takes
+      posteriors that have no finite form.
 
     Runs in double precision where it is switched on, as exact checks need.
 
@@ -227,8 +232,14 @@ def _proper(block, problem: Problem) -> Run:
     return lambda key: block(key, problem.given)
 
 
+def _calibrated(block, problem: Problem) -> Run:
+    posterior = block(problem.given)
+    return lambda key: _one(calibration.ranked(key, problem.given, posterior), jnp.zeros(()))
+
+
 _SETTINGS: dict[Law, tuple[Callable[[], list[Problem]], Callable[[Any, Problem], Run]]] = {
     invariant: (standard.finite_targets, _invariant),
     preserves: (standard.weighted_particles, _preserves),
     proper: (standard.finite_programs, _proper),
+    calibrated: (calibration.finite_inferences, _calibrated),
 }

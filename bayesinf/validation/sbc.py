@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Float, Int, PyTree, Shaped
 
 from bayesinf.types import Key
 
@@ -77,9 +77,15 @@ def sbc(
         draws = posterior(draw_key, data)
         truth = statistics(parameter, data)
         others = jax.vmap(lambda draw: statistics(draw, data))(draws)
-        # Ties, as of discrete parameters, are broken at random.
-        below, ties = jnp.sum(others < truth, axis=0), jnp.sum(others == truth, axis=0)
-        return below + jax.random.randint(tie_key, truth.shape, 0, ties + 1), others.shape[0]
+        return rank(tie_key, truth, others), others.shape[0]
 
     ranks, num_draws = jax.jit(jax.vmap(run))(jax.random.split(key, num_runs))
     return Ranks(np.asarray(ranks), int(num_draws[0]))
+
+
+def rank(
+    key: Key, truth: Shaped[jax.Array, "*m"], others: Shaped[jax.Array, "num *m"]
+) -> Int[jax.Array, "*m"]:
+    """Returns how many of the others are smaller; ties, as of discrete values, fall at random."""
+    below, ties = jnp.sum(others < truth, axis=0), jnp.sum(others == truth, axis=0)
+    return below + jax.random.randint(key, truth.shape, 0, ties + 1)

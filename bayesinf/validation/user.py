@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bayesinf.types import Kernel, Law, invariant, preserves, proper
+from bayesinf.types import Kernel, Law, calibrated, invariant, preserves, proper
+from bayesinf.validation.calibration import finite_inferences
 from bayesinf.validation.check import check
 from bayesinf.validation.problems import (
     STATES,
@@ -20,6 +21,7 @@ PROBLEMS = {
     invariant: finite_targets,
     preserves: weighted_particles,
     proper: finite_programs,
+    calibrated: finite_inferences,
 }
 LAWS = {law.name: law for law in PROBLEMS}
 
