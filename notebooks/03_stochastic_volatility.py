@@ -177,12 +177,8 @@ def model(theta):
     return volatility(theta, frames)
 
 
-def step(factor, key, theta):
-    return theta + factor @ jax.random.normal(key, theta.shape)
-
-
 def pmmh(factor):
-    return smc.pmmh(mcmc.symmetric(Partial(step, factor)), model, NUM_PARTICLES)
+    return smc.pmmh(mcmc.RandomWalk(factor), model, NUM_PARTICLES)
 
 
 def spread(theta):
@@ -276,9 +272,8 @@ print(exactly.table())
 # ## 3. Particle Gibbs
 #
 # Position: parameters and the whole path. Conditional SMC with ancestor sampling moves the path
-# given the parameters; a random walk moves the parameters given the path. As a block of a larger
-# kernel conditional SMC is a kernel of one's own, eight lines: it asks its target what the rest of
-# the position is.
+# given the parameters; a random walk moves the parameters given the path. `smc.particle_gibbs` is
+# the first as a block of a larger kernel: it is given the other entries of the position.
 #
 # Given a path of 751 values $s$ can hardly move. So a third kernel moves the parameters with the
 # *noises* $e_t$ held and carries the path along (interweaving, Yu and Meng 2011). It is a
@@ -286,21 +281,6 @@ print(exactly.table())
 
 
 # %%
-class MovePath(eqx.Module):
-    """Conditional SMC of the entry `path`, given the entry `theta`."""
-
-    frames: Frame
-
-    def init(self, target, position):
-        return mcmc.State(position, target.parts(position))
-
-    def step(self, key, target, state):
-        theta = target.terms.rest["theta"]
-        fk, kernel = volatility(theta, self.frames), smc.ancestor_sampling(16, transition(theta))
-        moved, info = kernel.step(key, fk, kernel.init(fk, state.position))
-        return self.init(target, moved.position), info
-
-
 def transition(theta):
     mu, phi, s = natural(theta)
     return lambda before, after, frame: dist.Normal(mu + phi * (before - mu), s).log_prob(after)[0]
@@ -332,7 +312,7 @@ def to_path(theta, noise):
 
 
 def carry(factor, key, position):
-    theta = step(factor, key, position["theta"])
+    theta = position["theta"] + factor @ jax.random.normal(key, (3,))
     return {"theta": theta, "path": to_path(theta, to_noise(*map(position.get, ("theta", "path"))))}
 
 
@@ -341,8 +321,17 @@ def log_jacobian(new, old):
     return 0.5 * jnp.log(1 - phi**2) - new["path"].size * jnp.log(s)
 
 
+def path_model(frames, rest):
+    return volatility(rest["theta"], frames)
+
+
+def move_path(rest):
+    return smc.ancestor_sampling(16, transition(rest["theta"]))
+
+
 def particle_gibbs(frames, factor, log_prob=log_jacobian):
-    given_path = mcmc.blocks({"path": MovePath(frames), "theta": mcmc.RandomWalk(factor / 4)})
+    path = smc.particle_gibbs(Partial(path_model, frames), move_path)
+    given_path = mcmc.blocks({"path": path, "theta": mcmc.RandomWalk(factor / 4)})
     given_noise = mcmc.Metropolis(Partial(carry, factor / 2), log_prob)
     return mcmc.cycle(given_path, mcmc.repeat(given_noise, 3))
 
