@@ -30,7 +30,9 @@ _LOG_TAU = math.log(2 * math.pi)
 HERMITE = 32  # nodes for one output
 LATTICE = 128  # and at least that many for more
 # Whitened residuals beyond this say that one datum is impossible; its square stays finite.
-RESIDUAL_BOUND = 1e6
+RESIDUAL_BOUND = 1e12
+# Beyond these a Poisson's log rate steps towards its count by 1 at a time, and does not overflow.
+LOG_RATE_BOUND = 40.0
 
 
 class Likelihood(eqx.Module):
@@ -266,8 +268,8 @@ class Poisson(Likelihood):
         return jnp.sum(y * f - jnp.exp(f) - gammaln(y + 1))
 
     def local(self, f, y):
-        y = _numbers(y, f)
-        return jnp.diag(jnp.exp(0.5 * f)), _bounded((y - jnp.exp(f)) * jnp.exp(-0.5 * f))
+        root = jnp.exp(0.5 * jnp.clip(f, -LOG_RATE_BOUND, LOG_RATE_BOUND))
+        return jnp.diag(root), _numbers(y, f) / root - root
 
     def conditional(self, f):
         return jnp.exp(f), jnp.diag(jnp.exp(f))
@@ -288,9 +290,10 @@ class Poisson(Likelihood):
         z = solve_lower(chol, u - jnp.log(variance) - mean)
         for _ in range(1 if y.size == 1 else 4):
             f = mean + product(chol, z)
-            information = jnp.exp(0.5 * f)[:, None] * chol
+            factor, residual = self.local(f, y)
+            information = product(factor, chol)
             posterior = posterior_factor(information)
-            residual = (y - jnp.exp(f)) * jnp.exp(-0.5 * f) + information @ z
+            residual = residual + information @ z
             z = posterior @ (posterior.T @ (information.T @ residual))
         log_weights, nodes = normal_nodes(y.size)
         nodes = jnp.asarray(nodes, mean.dtype)

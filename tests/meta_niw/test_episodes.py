@@ -24,8 +24,11 @@ def test_nothing_becomes_one_hidden_row():
         hide(Episode(jnp.zeros((0, 3)), jnp.zeros(0), jnp.zeros(0, bool)), jnp.ones(0, bool)),
         episode([[np.inf, 0, 0]], [np.nan], [False]),
     ):
-        assert one.x.shape == (1, 3) and one.y.shape == (1,) and not one.mask.any()
-        assert jnp.isfinite(one.x).all() and jnp.isfinite(one.y).all()
+        assert one.x.shape == (1, 3)
+        assert one.y.shape == (1,)
+        assert not one.mask.any()
+        assert jnp.isfinite(one.x).all()
+        assert jnp.isfinite(one.y).all()
 
 
 def test_a_batch_pads_with_hidden_rows():
@@ -42,7 +45,8 @@ def test_a_batch_pads_with_hidden_rows():
 def test_a_split_parts_the_rows_that_are_there(key):
     many = batch(ragged())
     support, query = jax.jit(split, static_argnums=2)(key, many, 2)
-    assert support.mask.all() and query.mask.sum(1).tolist() == [0, 3, 1]
+    assert support.mask.all()
+    assert query.mask.sum(1).tolist() == [0, 3, 1]
     for i in range(3):
         parts = [part.y[i][part.mask[i]] for part in (support, query)]
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), many.y[i][many.mask[i]])
