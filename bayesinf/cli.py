@@ -201,12 +201,17 @@ def _check_all(full: bool):
 
     rows = laws.rows(laws.FULL if full else laws.QUICK)
     reports = [row.run(len(rows)) for row in tqdm(rows, unit="block")]
-    print(f"{'block':28}{'law':12}{'mode':13}{'error':>9}{'|z|':>7}{'finds':>9}  verdict")
+    head = f"{'error':>9}{'evidence':>11}{'|z|':>7}{'finds':>9}  verdict"
+    print(f"{'block':42}{'law':12}{'mode':13}{head}")
     for report in reports:
         numbers = (report.exact_error, report.statistical_z, report.detectable)
         error, z, finds = ("-" if number is None else f"{number:.2g}" for number in numbers)
-        line = f"{report.block:28}{report.law:12}{report.mode:13}{error:>9}{z:>7}{finds:>9}"
-        print(f"{line}  {report.verdict}")
+        bias = report.evidence_bias_percent
+        # A kernel moves a state and has no evidence to lose.
+        moves = bias is None or report.law == "invariant"
+        evidence = "-" if moves else f"{bias:+.2g} %"
+        line = f"{report.block:42}{report.law:12}{report.mode:13}{error:>9}{evidence:>11}{z:>7}"
+        print(f"{line}{finds:>9}  {report.verdict}  {report.reason}".rstrip())
     return reports
 
 

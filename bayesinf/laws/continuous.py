@@ -1,4 +1,4 @@
-"""The laws that have no finite form: by closed forms, and for what is consistent its bias."""
+"""The laws that have no finite form: by closed forms."""
 
 import time
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from jaxtyping import Float, PyTree
 from bayesinf import kalman, mcmc, smc
 from bayesinf.distributions.gmm import gaussian
 from bayesinf.distributions.particles import Particles
+from bayesinf.laws import bias
+from bayesinf.laws.bias import with_bias
 from bayesinf.laws.row import Row
 from bayesinf.programs import Frame, Program, StateSpace, linear_gaussian, reading
 from bayesinf.types import Key, Law, consistent, preserves, proper
@@ -38,8 +40,12 @@ def rows() -> list[Row]:
         _statistical("smc.gaussian_transition", preserves, _transition),
         _statistical("smc.LogEvidence", proper, _log_evidence),
         Row("smc.stream", proper, "exactly: the same numbers as `smc.run`", _stream),
-        _statistical("smc.temper", consistent, partial(_tempered, _move_kernel)),
-        _statistical("smc.tuned", consistent, partial(_tempered, _tuned_kernel)),
+        with_bias(
+            _statistical("smc.temper", consistent, partial(_tempered, _move_kernel)), bias.tempered
+        ),
+        with_bias(
+            _statistical("smc.tuned", consistent, partial(_tempered, _tuned_kernel)), bias.tuned
+        ),
         _statistical("smc.normalise", consistent, _normalised, num_runs=1024),
         Row("mcmc.sample", consistent, "statistically: a closed form", _sampled),
         Row("mcmc.resume", consistent, "statistically: a closed form", _resumed),
