@@ -38,6 +38,8 @@ from bayesinf.types import Key, calibrated, law
 _LOG_TAU = math.log(2 * math.pi)
 # A step that does not lower the objective is halved at most so often.
 HALVINGS = 12
+# A step of the search is taken if it gains this share of what it promised.
+LEAST_GAIN = 1e-3
 
 
 class Conditioned(eqx.Module):
@@ -177,8 +179,8 @@ class Laplace(eqx.Module):
     Law: calibrated where it is exact, which is for a Gaussian likelihood and outputs linear in
     theta; one step is then enough. Elsewhere `tests/meta_niw/test_local.py` prints its gap.
 
-    The mode is sought by at most `num_steps` Gauss-Newton steps from the prior's mean, each halved
-    until the posterior rises, and fewer where they converge. Gradients do not go through the search
+    The mode is sought by at most `num_steps` damped Gauss-Newton steps from the prior's mean, and
+    fewer where they converge. Gradients do not go through the search
     but through one step at its end (one-step differentiation, Bolte, Pauwels and Vaiter 2023), so
     memory and, once converged, time do not grow with `num_steps`. They are exact where the outputs
     are linear in theta and the likelihood is Gaussian, categorical, Bernoulli or Poisson, for which
@@ -208,17 +210,17 @@ class Laplace(eqx.Module):
             )
         linear = linearize(model, theta, episode)
         step = condition(cov, loc, theta, linear)
-        move = loc + step.shift - theta
+        move, turn = loc + step.shift - theta, step.dual - dual
+        decrement = (_score(linear) - dual) @ move
+        share = jax.lax.stop_gradient(_shorten(model, loc, episode, theta, dual, move, turn))
+        move, dual = share * move, dual + share * turn
+        mean = theta + move
         fitted = jax.vmap(model.likelihood.quadratic)(
             linear.outputs, linear.jacobian @ move, episode.y
         )
         log_evidence = jnp.sum(jnp.where(episode.mask, fitted, 0))
-        log_evidence -= 0.5 * step.dual @ step.shift + step.log_volume
-        share = jax.lax.stop_gradient(
-            _shorten(model, loc, episode, theta, dual, move, step.dual - dual)
-        )
-        decrement = (_score(linear) - dual) @ move
-        return LocalPosterior(theta + share * move, step.cov, log_evidence, decrement)
+        log_evidence -= 0.5 * dual @ (mean - loc) + step.log_volume
+        return LocalPosterior(mean, step.cov, log_evidence, decrement)
 
 
 class Step(NamedTuple):
@@ -290,30 +292,43 @@ def log_joint(
 def _search(
     model: Model, loc: Float[Array, " d"], cov: Spread, episode: Episode, num_steps: int
 ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Returns the mode, and `inv(cov) (mode - loc)`, or where `num_steps` steps came."""
+    """Returns the mode, and `inv(cov) (mode - loc)`, or where `num_steps` steps came.
+
+    Levenberg-Marquardt in the metric of the prior: `damping / 2 |step|^2` is added to the loss,
+    which makes of N(loc, cov) another Gaussian, narrower and closer to where we are. Without
+    damping a step is Gauss-Newton's; it rises and falls with how much of the promised gain came.
+    """
     precision = jnp.finfo(loc.dtype).eps
 
     def go_on(carry):
-        _, _, count, left = carry
+        *_, count, left = carry
         return (count < num_steps) & left
 
     def step(carry):
-        theta, dual, count, _ = carry
+        theta, dual, damping, count, _ = carry
         linear = linearize(model, theta, episode)
-        new = condition(cov, loc, theta, linear)
-        move, turn = loc + new.shift - theta, new.dual - dual
-        share = _shorten(model, loc, episode, theta, dual, move, turn)
+        near = (loc + damping * theta) / (1 + damping)
+        new = condition(cov.scaled(1 / (1 + damping)), near, theta, linear)
+        move = near + new.shift - theta
+        turn = (new.dual - dual) / (1 + damping)
         decrement = (_score(linear) - dual) @ move
+        promised = 0.5 * (decrement + damping * turn @ move)
         before = log_joint(model, theta, episode, theta - loc, dual)
-        theta, dual = theta + share * move, dual + share * turn
-        after = log_joint(model, theta, episode, theta - loc, dual)
-        # A full step that gained what it promised has met a quadratic, and is at its peak.
-        kept = jnp.where(share == 1, jnp.abs(after - before - 0.5 * decrement), decrement)
+        after = log_joint(model, theta + move, episode, theta + move - loc, dual + turn)
         small = 1e-3 * precision**0.5 + 10 * precision * jnp.abs(after)
-        return theta, dual, count + 1, jnp.minimum(decrement, kept) > small
+        gain = after - before
+        ratio = gain / jnp.maximum(promised, small)
+        taken = (gain > LEAST_GAIN * promised) | ~jnp.isfinite(before)
+        theta, dual = theta + taken * move, dual + taken * turn
+        # Done where little is promised, and where a full step met a quadratic: it is at its peak.
+        exact = (damping == 0) & (jnp.abs(gain - promised) < small)
+        less = jnp.where(damping > 0.1, damping / 8, 0)
+        more = jnp.maximum(8 * damping, 1)
+        damping = jnp.where(ratio > 0.75, less, jnp.where(ratio < 0.25, more, damping))
+        return theta, dual, damping, count + 1, (promised > small) & ~exact
 
-    carry = (loc, jnp.zeros_like(loc), 0, jnp.array(True))
-    theta, dual, _, _ = jax.lax.while_loop(go_on, step, carry)
+    carry = (loc, jnp.zeros_like(loc), jnp.zeros((), loc.dtype), 0, jnp.array(True))
+    theta, dual, *_ = jax.lax.while_loop(go_on, step, carry)
     return theta, dual
 
 
