@@ -12,6 +12,7 @@ as in `bi.programs.StateSpace`.
 - `diagnostics`: effective sample size and R-hat of chains.
 - `kalman`: the Kalman family behind one call, the exact oracle of the linear-Gaussian case.
 - `transformers_gmm`: the Distribution Transformer, from a mixture prior and readings to a mixture.
+- `meta_niw`: learning from many small tasks by a Normal-Inverse-Wishart posterior.
 - `training`: the one optimisation loop.
 - `fusion`: localising a robot from its odometry and ranges.
 - `plots`: figures; the only place that needs Matplotlib.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         laws,
         linalg,
         mcmc,
+        meta_niw,
         plots,
         programs,
         smc,
@@ -47,6 +49,7 @@ __all__ = [
     "laws",
     "linalg",
     "mcmc",
+    "meta_niw",
     "plots",
     "programs",
     "smc",

@@ -5,13 +5,17 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
 from jax import Array, random
 from jaxtyping import ArrayLike, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes
 
+from bayesinf.distributions.covariance import Blocks, Diagonal, Full
 from bayesinf.distributions.gmm import GaussianMixture
+from bayesinf.distributions.niw import NormalInverseWishart
+from bayesinf.distributions.student_t import StudentT
 
 _OTHER_TURNS = tuple(2 * math.pi * n for n in (-2, -1, 1, 2))
 _WIDE = 2.0  # rad; wider than this the Fourier series converges faster than the sum of turns
@@ -105,6 +109,46 @@ def mixture_from_numpyro(distribution: dist.Distribution) -> GaussianMixture:
         return GaussianMixture(jax.nn.log_softmax(mixing.logits), means, chols)
     means, chols = _means_and_chols(distribution.expand((1,)))
     return GaussianMixture(jnp.zeros(1, means.dtype), means, chols)
+
+
+def student_t_to_numpyro(student_t: StudentT) -> dist.Distribution:
+    """Returns the same distribution in NumPyro: a `MultivariateStudentT`, or independent
+    `StudentT` where the scale is `Diagonal`.
+
+    Raises:
+        ValueError: the scale is `Blocks`; take one site for each.
+    """
+    loc, scale, df = student_t.loc, student_t.scale, student_t.df
+    if isinstance(scale, Blocks):
+        raise ValueError(
+            "scale: Blocks came, one of Diagonal, Full or LowRank was expected; NumPyro has no "
+            "product of multivariate t's, take one site for each block"
+        )
+    if isinstance(scale, Diagonal):
+        return dist.StudentT(df, loc, jnp.sqrt(scale.diag)).to_event(1)
+    chol = scale.chol if isinstance(scale, Full) else jnp.linalg.cholesky(scale.dense())
+    return dist.MultivariateStudentT(df, loc, chol)
+
+
+def sample_niw(name: str, niw: NormalInverseWishart) -> tuple[Any, Array]:
+    """Returns mu and the Cholesky factor of Sigma in a NumPyro model, drawn from the NIW at the
+    sites `name_cov` (a covariance) and `name_loc`.
+
+    Raises:
+        ValueError: the scale is `Blocks` or `LowRank`.
+    """
+    scale = niw.scale
+    if isinstance(scale, Diagonal):
+        prior = dist.InverseGamma(0.5 * niw.df, 0.5 * scale.diag).to_event(1)
+        sd = jnp.sqrt(numpyro.sample(f"{name}_cov", prior))
+        location = dist.Normal(niw.loc, sd / jnp.sqrt(niw.strength)).to_event(1)
+        return numpyro.sample(f"{name}_loc", location), jnp.diag(sd)
+    if not isinstance(scale, Full):
+        raise ValueError(f"scale: {type(scale).__name__} came, Diagonal or Full was expected")
+    prior = dist.InverseWishart(niw.df, scale_matrix=scale.dense())
+    chol = jnp.linalg.cholesky(numpyro.sample(f"{name}_cov", prior))
+    location = dist.MultivariateNormal(niw.loc, scale_tril=chol / jnp.sqrt(niw.strength))
+    return numpyro.sample(f"{name}_loc", location), chol
 
 
 def _means_and_chols(components: dist.Distribution) -> tuple[Array, Array]:

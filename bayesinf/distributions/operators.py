@@ -1,0 +1,96 @@
+"""Symmetric matrices by what they do: to a block of columns, on their diagonal, and as an array."""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """A symmetric matrix of size d, never formed unless `dense` is asked for."""
+
+    def matmul(self, b: Float[Array, "d *n"]) -> Float[Array, "d *n"]: ...
+
+    def diagonal(self) -> Float[Array, " d"]: ...
+
+    def dense(self) -> Float[Array, "d d"]: ...
+
+
+class Outer(eqx.Module):
+    """`A A^T` for the columns of A: the scatter of points."""
+
+    columns: Float[Array, "d k"]
+
+    def matmul(self, b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
+        return jnp.tensordot(self.columns, jnp.tensordot(self.columns.T, b, 1), 1)
+
+    def diagonal(self) -> Float[Array, " d"]:
+        return jnp.sum(self.columns**2, axis=1)
+
+    def dense(self) -> Float[Array, "d d"]:
+        return self.columns @ self.columns.T
+
+
+class Sum(eqx.Module):
+    """`sum_i w_i A_i` of a few operators; a weight may be negative."""
+
+    weights: Sequence[Any]
+    operators: Sequence[Any]
+
+    def matmul(self, b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
+        return self._total(lambda each: each.matmul(b))
+
+    def diagonal(self) -> Float[Array, " d"]:
+        return self._total(lambda each: each.diagonal())
+
+    def dense(self) -> Float[Array, "d d"]:
+        return self._total(lambda each: each.dense())
+
+    def _total(self, f):
+        pairs = zip(self.weights, self.operators, strict=True)
+        return reduce(jnp.add, [weight * f(each) for weight, each in pairs])
+
+
+class Stacked(eqx.Module):
+    """`sum_i w_i A_i` of operators stacked on a leading axis, as `vmap` returns them."""
+
+    weights: Float[Array, " n"]
+    operators: Any
+
+    def matmul(self, b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
+        return self._total(lambda each: each.matmul(b))
+
+    def diagonal(self) -> Float[Array, " d"]:
+        return self._total(lambda each: each.diagonal())
+
+    def dense(self) -> Float[Array, "d d"]:
+        return self._total(lambda each: each.dense())
+
+    def _total(self, f):
+        return jnp.tensordot(self.weights, jax.vmap(f)(self.operators), 1)
+
+
+class Restricted(eqx.Module):
+    """The block of an operator on the coordinates from `start` to `start + size`."""
+
+    operator: Any
+    start: int = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+
+    def matmul(self, b: Float[Array, "s *n"]) -> Float[Array, "s *n"]:
+        dim = self.operator.diagonal().shape[0]
+        after = dim - self.start - self.size
+        padded = jnp.pad(b, [(self.start, after), *[(0, 0)] * (b.ndim - 1)])
+        return self.operator.matmul(padded)[self.start : self.start + self.size]
+
+    def diagonal(self) -> Float[Array, " s"]:
+        return self.operator.diagonal()[self.start : self.start + self.size]
+
+    def dense(self) -> Float[Array, "s s"]:
+        return self.matmul(jnp.eye(self.size, dtype=self.operator.diagonal().dtype))
