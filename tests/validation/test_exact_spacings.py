@@ -96,7 +96,6 @@ def test_questions_about_one_sorted_uniform_agree():
             jax.random.uniform(key, (3,))
         ),
         lambda key: jnp.cumsum(jax.random.uniform(key, (3,))) < 1.0,
-        lambda key: jnp.argsort(jax.random.uniform(key, (3,))),
     ],
 )
 def test_what_has_no_rule_is_refused(program):

@@ -12,6 +12,7 @@ from bayesinf.validation.exact import (
     gumbel,
     moves,
     samplers,
+    sorting,
     spacings,
     uniforms,
 )
@@ -44,12 +45,13 @@ _RULES = {
     Bits: draws.BITS,
     Keys: draws.KEYS,
     Sums: spacings.SUM_RULES,
-    Sorted: spacings.SORTED_RULES,
+    Sorted: {**spacings.SORTED_RULES, **sorting.SORTED_RULES},
     Uniforms: {
         **uniforms.RULES,
         **decisions.RULES,
         **gumbel.RULES,
         **spacings.UNIFORM_RULES,
+        **sorting.UNIFORM_RULES,
     },
 }
 

@@ -107,7 +107,7 @@ def _smaller(machine, eqn, inputs):
     raise Refused("the smaller of a sorted uniform and something else")
 
 
-def _less(machine, eqn, x: np.ndarray, y: np.ndarray):
+def less(machine, eqn, x: np.ndarray, y: np.ndarray):
     """Decides x < y for `ORDER` arrays; returns the answers, and the origin of each world."""
     free_x, free_y = x["num"] > 0, y["num"] > 0
     both, same = free_x & free_y, x["first"] == y["first"]
@@ -169,34 +169,10 @@ def _comparison(swap: bool, negate: bool, total: bool = False):
             x, y = _last(x, y)
         if np.any(np.isnan(x["a"]) | np.isnan(y["a"])):
             raise Refused("a sorted uniform beside what is not a number")
-        answer, _ = _less(machine, eqn, y if swap else x, x if swap else y)
+        answer, _ = less(machine, eqn, y if swap else x, x if swap else y)
         return [Known(answer != negate)]
 
     return rule
-
-
-def _sort(machine, eqn, inputs):
-    """Sorts uniforms, sorted ones and numbers, by asking each pair of them."""
-    if eqn.params["num_keys"] != 1 or not all(isinstance(x, Known) for x in inputs[1:]):
-        raise Refused("a sort of uniforms that takes others along")
-    axis = eqn.params["dimension"] + 1
-    (keys, *_) = inputs
-    less = _less if isinstance(keys, Sorted) else decisions.less
-    rows = np.moveaxis(keys.array, axis, -1)
-    if np.any(np.isnan(rows["a"])):
-        raise Refused("a sort of uniforms and what is not a number")
-    with machine.worlds.scope(dict(enumerate(inputs))) as held:
-        before, _ = less(machine, eqn, rows[..., :, None], rows[..., None, :])
-        # A later element comes first where it is less, an earlier one unless it is more.
-        later = np.triu(np.ones(before.shape[-2:], bool), 1)
-        earlier = later.T & ~before & ~np.eye(len(later), dtype=bool)
-        place = earlier.sum(-1) + (later & np.swapaxes(before, -1, -2)).sum(-1)
-        order = np.moveaxis(np.argsort(place, axis=-1, kind="stable"), -1, axis)
-        worlds = len(order)
-        return [
-            each.move(np.take_along_axis(each.broadcast(worlds), order, axis))
-            for each in held.values()
-        ]
 
 
 SUM_RULES = {"add": _add, "div": _divide, "max": _larger, "pad": _pad}
@@ -211,7 +187,6 @@ SORTED_RULES = {
     "lt_to": _comparison(swap=False, negate=False, total=True),
     "min": _smaller,
     "ne": _equality(False),
-    "sort": _sort,
 }
 
-UNIFORM_RULES = {"cumsum": _cumulate, "sort": _sort}
+UNIFORM_RULES = {"cumsum": _cumulate}
