@@ -62,4 +62,12 @@ class _Likelihood(eqx.Module):
 
     def __call__(self, before, after, frame) -> Float[Array, " n"]:
         del before
-        return jax.vmap(self.model.log_likelihood, (0, None))(after, frame.readings)
+
+        def read(states):
+            return jax.vmap(self.model.log_likelihood, (0, None))(states, frame.readings)
+
+        # Nothing is computed where nothing was read. A branch also keeps XLA from computing the
+        # move anew in the likelihood.
+        masks = [jnp.any(reading.mask) for reading in frame.readings.values()]
+        there = jnp.any(jnp.asarray(masks, bool))
+        return jax.lax.cond(there, read, lambda states: jnp.zeros_like(states[:, 0]), after)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bayesinf.smc.resampling.fill import relative_weights, running_sum
+from bayesinf.smc.resampling.fill import relative_weights, running
 from bayesinf.types import Key, law, preserves
 
 
@@ -20,8 +20,8 @@ def multinomial(key: Key, log_weights: Float[Array, " n"], num: int) -> Int[Arra
     """
     weights = relative_weights(log_weights)
     # Sums that never fall and do not rise at a particle without weight, whatever the rounding.
-    sums = jnp.where(weights > 0, running_sum(weights), 0)
-    sums = jax.lax.associative_scan(jnp.maximum, sums)
+    sums = jnp.where(weights > 0, running(jnp.add, weights), 0)
+    sums = running(jnp.maximum, sums)
     thresholds = sums[-1] * jax.random.uniform(key, (num,), weights.dtype)
     found = jnp.searchsorted(sums, thresholds, side="right")
     last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)

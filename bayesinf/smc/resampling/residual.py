@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bayesinf.smc.resampling.fill import fill, relative_weights, running_sum
+from bayesinf.smc.resampling.fill import fill, relative_weights, running
 from bayesinf.smc.resampling.multinomial import multinomial
 from bayesinf.types import Key, law, preserves
 
@@ -21,7 +21,7 @@ def residual(key: Key, log_weights: Float[Array, " n"], num: int) -> Int[Array, 
     weights = relative_weights(log_weights)
     expected = weights * (num / jnp.sum(weights))
     whole = jnp.floor(expected)
-    ends = running_sum(whole.astype(int))
+    ends = running(jnp.add, whole.astype(int))
     sure = fill(whole, ends, num)
     # What is left for chance is drawn for every slot and used where no sure offspring stands.
     drawn = multinomial(key, jnp.log(expected - whole), num)
