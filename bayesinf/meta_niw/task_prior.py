@@ -81,6 +81,15 @@ def mixture(log_weights: Float[Array, " c"], parts: TaskPrior) -> TaskPrior:
     return flat._replace(log_weights=joint.reshape(-1))
 
 
+def point(loc: Float[Array, " d"], cov: Any) -> Callable[[NormalInverseWishart], TaskPrior]:
+    """Returns the task prior that is N(loc, cov) whatever the posterior, as of `em`."""
+    return jax.tree_util.Partial(_point, loc, cov)
+
+
+def _point(loc: Float[Array, " d"], cov: Any, niw: NormalInverseWishart) -> TaskPrior:
+    return _single(loc, cov)
+
+
 def _single(loc: Float[Array, " d"], cov: Any) -> TaskPrior:
     one = TaskPrior(jnp.zeros((), loc.dtype), loc, cov)
     return jax.tree.map(lambda leaf: leaf[None], one)
