@@ -35,39 +35,50 @@ SEED, NUM_TASKS, QUERIES, WAYS, BINS = 0, 600, 10, (5, 20), 15
 WEIGHTS = Path(__file__).parent / "weights"
 
 
+# One axis of the features: a view of an image is its root times theta plus unit noise.
+AXIS = meta_niw.init(
+    NormalInverseWishart(jnp.zeros(1), 1.0, 1.0, Diagonal(jnp.ones(1))),
+    lambda theta, root: root * theta,
+    jnp.ones(1),
+    meta_niw.likelihoods.Gaussian(1.0),
+)
+EXACT = meta_niw.Laplace(num_steps=1)
+
+
+def episodes(feature, root):
+    """Returns classes (c, n) as episodes whose theta is the mean of the class on one axis."""
+    return meta_niw.Episode(root[..., None], root * feature, jnp.ones(root.shape, bool))
+
+
 def class_means(params, images):
     """Returns the posterior over what class means have in common, axis by axis, by the closed step.
 
-    Each class is an episode of 20 views whose features are theta plus unit noise, once divided by
-    each image's own spread; the prior is the one that the backbone was trained with, worth one
-    class. The axes are a product of one-dimensional Normal-Inverse-Wisharts.
+    The prior is the one that the backbone was trained with, worth one class; the axes are a product
+    of one-dimensional Normal-Inverse-Wisharts.
     """
     views = jax.lax.map(lambda one: view(params, one), images)
 
     def axis(mean, log_sd, feature, root):
-        prior = NormalInverseWishart(mean[None], 1.0, 1.0, Diagonal(jnp.exp(2 * log_sd)[None]))
-        state = meta_niw.init(
-            prior, lambda theta, root: root * theta, jnp.ones(1), meta_niw.likelihoods.Gaussian(1.0)
-        )
-        episodes = meta_niw.Episode(root[..., None], root * feature, jnp.ones(root.shape, bool))
-        return meta_niw.update(state, episodes, local=meta_niw.Laplace(1))[0]
+        scale = Diagonal(jnp.exp(2 * log_sd)[None])
+        prior = NormalInverseWishart(mean[None], 1.0, 1.0, scale)
+        state = AXIS._replace(prior=prior, posterior=prior)
+        return meta_niw.update(state, episodes(feature, root), local=EXACT)[0].posterior
 
     return jax.jit(jax.vmap(axis, (0, 0, -1, -1)))(params["mean"], params["log_sd"], *views)
 
 
-def bayes(params, state, task):
+def bayes(params, means, task):
     """Returns log probabilities (N, Q, N) from the Student-t predictives of `meta_niw`."""
     support, query = (view(params, images) for images in task)
 
-    def axis(state, feature, root, query_feature, query_root):
-        episodes = meta_niw.Episode(root[..., None], root * feature, jnp.ones(root.shape, bool))
-        posterior = meta_niw.adapt(state, episodes, local=meta_niw.Laplace(1))
-        num = len(feature)
-        roots = jnp.broadcast_to(query_root.reshape(1, -1, 1), (num, query_root.size, 1))
+    def axis(means, feature, root, query_feature, query_root):
+        state = AXIS._replace(posterior=means)
+        posterior = meta_niw.adapt(state, episodes(feature, root), local=EXACT)
+        roots = jnp.broadcast_to(query_root.reshape(1, -1, 1), (len(root), query_root.size, 1))
         y = roots[..., 0] * query_feature.reshape(1, -1)
         return meta_niw.predict(posterior, roots).log_prob(y)
 
-    by_axis = jax.vmap(axis, (0, -1, -1, -1, -1))(state, *support, *query)
+    by_axis = jax.vmap(axis, (0, -1, -1, -1, -1))(means, *support, *query)
     # The roots' Jacobian is the same for every class.
     return jax.nn.log_softmax(by_axis.sum(0).T.reshape(*query.root.shape[:2], -1))
 
@@ -76,6 +87,19 @@ def plugged(params, task):
     """Returns log probabilities by the prior that the backbone was trained with."""
     prior = params["mean"], jnp.exp(-2 * params["log_sd"])
     return jax.nn.log_softmax(log_predictive(*prior, *(view(params, x) for x in task)))
+
+
+def choose(found, validation, shots, keys):
+    """Returns which of our two priors over class means has the smaller log loss on validation."""
+
+    def log_loss(name):
+        @jax.jit
+        def of(key):
+            return measures(found[name](draw_task(key, validation, 5, shots, QUERIES)))[1]
+
+        return np.mean([of(key) for key in keys])
+
+    return min((name for name in found if name.startswith("niw")), key=log_loss)
 
 
 def tempered(factor, method, task):
@@ -137,14 +161,14 @@ def methods(weights, shots, splits):
         for name, settings in SETTINGS.items()
     }
     ours = params["two_level"]
-    state = class_means(ours, jnp.asarray(splits.train))
+    means = class_means(ours, jnp.asarray(splits.train))
     levels = two_level_on_components(np.concatenate([splits.train, splits.validation]))
     rivals = {
         name: partial(SETTINGS[name][0][0].log_probs, params[name])
         for name in ("prototypical", "maml")
     }
     return {
-        "niw, closed step": partial(bayes, ours, state),
+        "niw, closed step": partial(bayes, ours, means),
         "niw, prior of training": partial(plugged, ours),
         **rivals,
         "pca gaussian": partial(pca_log_probs, levels),
@@ -165,6 +189,7 @@ def main():
     for shots in SHOTS:
         found = methods(arguments.weights, shots, splits)
         keys = jax.random.split(jax.random.key(SEED + 2), 100)
+        chosen = choose(found, validation, shots, keys)
         factors = {}
         for name in ("prototypical", "maml"):
 
@@ -185,11 +210,12 @@ def main():
             bar = tqdm(keys, desc=f"{ways}-way {shots}-shot")
             results = [jax.tree.map(np.asarray, episode(key)) for key in bar]
             results = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
-            ours, labels = results["niw, closed step"], np.repeat(np.arange(ways), QUERIES)
+            ours, labels = results[chosen], np.repeat(np.arange(ways), QUERIES)
             print(f"\n{ways}-way {shots}-shot{'':18}accuracy        log loss         ECE")
             for name, (accuracy, log_loss, probabilities) in results.items():
                 row = {
                     "method": name,
+                    "chosen": name == chosen,
                     "ways": ways,
                     "shots": shots,
                     "accuracy": with_interval(accuracy),
@@ -205,7 +231,7 @@ def main():
                     f"{row[key]['value']:.4f} +- {row[key]['ci95']:.4f}"
                     for key in ("accuracy", "log_loss", "ece")
                 ]
-                print(f"{name:30}", "  ".join(cells))
+                print(f"{name + ' *' * (name == chosen):30}", "  ".join(cells))
             if ways == 5:
                 figure = reliability_figure(
                     {name: np.concatenate(result[2]) for name, result in results.items()},
