@@ -1,10 +1,5 @@
 """Fixtures that every test may use."""
 
-import os
-
-# Two cores share the suite; threads that outnumber them only wait for each other.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
-
 import jax
 import pytest
 

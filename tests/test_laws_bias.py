@@ -8,7 +8,7 @@ from bayesinf import smc
 from bayesinf.distributions.particles import Particles
 from bayesinf.laws.bias import exact_bias, tempered, tuned
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 
 
 def fixed_levels(key, program, num_particles):

@@ -44,6 +44,11 @@ def log_prob(belief, points):
     return belief.log_prob(points)
 
 
+@eqx.filter_jit
+def place_log_prob(belief, points):
+    return belief.marginal([0, 1]).log_prob(points)
+
+
 def kl_by_quadrature(belief, posterior):
     """Returns KL(exact posterior || posterior) and the log evidence of a range of 2.5."""
     axis = np.linspace(-4, 8, 121)
@@ -125,16 +130,23 @@ def drives(method, belief, legs, length):
 @pytest.mark.parametrize("legs", [1, 4])
 def test_stat_splitting_beats_the_extended_filter_on_a_bend(legs, x64):
     start = uniform_heading(8)
-    key, noise_key = jax.random.split(jax.random.key(0))
-    states = start.sample(key, (10_000,))
-    for noise in jax.random.normal(noise_key, (legs, 10_000, 2)):
-        states = jax.vmap(lambda state, noise: drive(state, noise, 1.0, 10.0 / legs))(states, noise)
+
+    @jax.jit
+    @jax.vmap
+    def sample(key):
+        start_key, noise_key = jax.random.split(key)
+        state = start.sample(start_key)
+        for noise in jax.random.normal(noise_key, (legs, 2)):
+            state = drive(state, noise, 1.0, 10.0 / legs)
+        return state
+
+    states = sample(jax.random.split(jax.random.key(0), 10_000))
 
     def score(method):
         belief = drives(method, start, legs, 10.0 / legs)
         assert belief.num_components == 8
         belief.check_values("belief")
-        return log_prob(belief.marginal([0, 1]), states[:, :2])
+        return np.asarray(place_log_prob(belief, states[:, :2]))
 
     gain = score(SUM) - score(extended)
     z = gain.mean() / (gain.std() / np.sqrt(len(states)))
@@ -150,7 +162,7 @@ def test_oracle_the_bend_of_a_parabola(x64):
     )
     chol = jnp.diag(jnp.array([2.0, 0.5]))
     frame = Frame(jnp.ones(()), None, {})
-    got = bend(model, frame, jnp.zeros(2), chol)
+    got = jax.jit(lambda mean, chol: bend(model, frame, mean, chol))(jnp.zeros(2), chol)
     # Second difference 2 * 0.3 * 2^2 in sds of 0.5 along the first axis; none along the second.
     np.testing.assert_allclose(got, [2 * 0.3 * 4 / 0.5, 0], atol=1e-12)
 
@@ -187,7 +199,7 @@ def test_components_a_turn_apart_merge(x64):
     one, other = (drives(SUM, start, 2, 5.0) for start in (belief, turned))
     points = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)) * 7)
     np.testing.assert_allclose(
-        one.marginal([0, 1]).log_prob(points), other.marginal([0, 1]).log_prob(points), atol=1e-6
+        place_log_prob(one, points), place_log_prob(other, points), atol=1e-6
     )
 
 
