@@ -100,6 +100,13 @@ def z_score(differences):
     return differences.mean() / (differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
+@jax.jit
+def nodes(family):
+    """Returns log weights and covariances of the Gaussians that make up the task prior."""
+    prior = bi.meta_niw.task_prior.student_t(family)
+    return prior.log_weights, jax.vmap(lambda cov: cov.dense())(prior.cov)
+
+
 def test_oracle_bayes_over_classes(x64):
     """Every Gaussian of the task prior is conditioned and weighted by dense normal densities."""
     rng = np.random.default_rng(1)
@@ -108,14 +115,14 @@ def test_oracle_bayes_over_classes(x64):
     family = NormalInverseWishart(loc, 4.0, 12.0, full(12.0 * between))
     found = log_probs(fresh(1.0)._replace(posterior=family))
 
-    prior, unit = bi.meta_niw.task_prior.student_t(family), np.eye(FEATURES)
-    covs = np.asarray(jax.vmap(lambda cov: cov.dense())(prior.cov))
+    log_weights, covs = nodes(family)
+    unit = np.eye(FEATURES)
     for episode, table in zip(digits()[1][drawn()[:2]], found[:2], strict=True):
         shown, query = episode[:, 0], episode[:, 1:].reshape(-1, FEATURES)
         weights, densities = np.empty((2, len(covs), len(query), 5))
         for q, cov in enumerate(covs):
             gain = np.linalg.solve(cov + unit, cov).T
-            weights[q] = prior.log_weights[q] + normal(loc, cov + unit).logpdf(shown)
+            weights[q] = log_weights[q] + normal(loc, cov + unit).logpdf(shown)
             for k, mean in enumerate(loc + (shown - loc) @ gain.T):
                 densities[q, :, k] = normal(mean, cov - gain @ cov + unit).logpdf(query)
         logs = logsumexp(weights + densities, 0) - logsumexp(weights, 0)
