@@ -120,11 +120,19 @@ class View(NamedTuple):
     root: jax.Array
 
 
-def two_level() -> Learner:
+def by_image(raw):
+    """Returns the root precision of each feature of an image, within e^3 one way or the other in
+    all: the features carry the scale."""
+    return jnp.exp(1.5 * jnp.tanh(raw / 3))
+
+
+def two_level(root: Callable = by_image) -> Learner:
     """A class is an episode: theta_c ~ N(mu, Sigma), its features theta_c plus noise of the image.
 
     The posterior of theta_c is the closed form, axis by axis, and a query's class is by Bayes from
-    the predictive densities. Nearest means are its limit of a flat prior and one noise for all.
+    the predictive densities. `root` is what the backbone's second half of outputs says of the
+    noise; with `jnp.ones_like` all images share one, and nearest means are the limit of a flat
+    prior then.
     """
     network = Backbone(2 * FEATURES)
 
@@ -137,16 +145,15 @@ def two_level() -> Learner:
 
     def log_probs(params, task: Task):
         prior = params["mean"], jnp.exp(-2 * params["log_sd"])
-        return jax.nn.log_softmax(log_predictive(*prior, *(view(params, x) for x in task)))
+        return jax.nn.log_softmax(log_predictive(*prior, *(view(root, params, x) for x in task)))
 
     return Learner(init, log_probs)
 
 
-def view(params, images) -> View:
-    """Returns what the two-level learner's backbone makes of images."""
+def view(root, params, images) -> View:
+    """Returns what a two-level learner's backbone makes of images."""
     feature, raw = jnp.split(_features(Backbone(2 * FEATURES), params["network"], images), 2, -1)
-    # A precision within e^3 of one either way: the features carry the scale.
-    return View(feature, jnp.exp(1.5 * jnp.tanh(raw / 3)))
+    return View(feature, root(raw))
 
 
 def log_predictive(mean, precision, support: View, query: View):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from data import draw_task, load
-from learners import log_predictive, log_scores, view
+from learners import by_image, log_scores, view
 from pca import log_probs as pca_log_probs
 from pca import two_level_on_components
 from render import CACHE
@@ -32,6 +32,7 @@ from bayesinf.distributions import Diagonal, NormalInverseWishart
 from bayesinf.plots.meta import reliability, reliability_figure
 
 SEED, NUM_TASKS, QUERIES, WAYS, BINS = 0, 600, 10, (5, 20), 15
+NIW = ("two_level", "one_noise")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -50,13 +51,13 @@ def episodes(feature, root):
     return meta_niw.Episode(root[..., None], root * feature, jnp.ones(root.shape, bool))
 
 
-def class_means(params, images):
+def class_means(root, params, images):
     """Returns the posterior over what class means have in common, axis by axis, by the closed step.
 
     The prior is the one that the backbone was trained with, worth one class; the axes are a product
     of one-dimensional Normal-Inverse-Wisharts.
     """
-    views = jax.lax.map(lambda one: view(params, one), images)
+    views = jax.lax.map(lambda one: view(root, params, one), images)
 
     def axis(mean, log_sd, feature, root):
         scale = Diagonal(jnp.exp(2 * log_sd)[None])
@@ -67,9 +68,9 @@ def class_means(params, images):
     return jax.jit(jax.vmap(axis, (0, 0, -1, -1)))(params["mean"], params["log_sd"], *views)
 
 
-def bayes(params, means, task):
+def bayes(root, params, means, task):
     """Returns log probabilities (N, Q, N) from the Student-t predictives of `meta_niw`."""
-    support, query = (view(params, images) for images in task)
+    support, query = (view(root, params, images) for images in task)
 
     def axis(means, feature, root, query_feature, query_root):
         state = AXIS._replace(posterior=means)
@@ -83,14 +84,8 @@ def bayes(params, means, task):
     return jax.nn.log_softmax(by_axis.sum(0).T.reshape(*query.root.shape[:2], -1))
 
 
-def plugged(params, task):
-    """Returns log probabilities by the prior that the backbone was trained with."""
-    prior = params["mean"], jnp.exp(-2 * params["log_sd"])
-    return jax.nn.log_softmax(log_predictive(*prior, *(view(params, x) for x in task)))
-
-
 def choose(found, validation, shots, keys):
-    """Returns which of our two priors over class means has the smaller log loss on validation."""
+    """Returns which of ours has the smaller log loss on the validation scripts."""
 
     def log_loss(name):
         @jax.jit
@@ -160,17 +155,18 @@ def methods(weights, shots, splits):
         )
         for name, settings in SETTINGS.items()
     }
-    ours = params["two_level"]
-    means = class_means(ours, jnp.asarray(splits.train))
     levels = two_level_on_components(np.concatenate([splits.train, splits.validation]))
-    rivals = {
-        name: partial(SETTINGS[name][0][0].log_probs, params[name])
-        for name in ("prototypical", "maml")
+    ours = {}
+    for name, root in (("two_level", by_image), ("one_noise", jnp.ones_like)):
+        means = class_means(root, params[name], jnp.asarray(splits.train))
+        ours[f"niw {name}, closed step"] = partial(bayes, root, params[name], means)
+    trained = {
+        ("niw " * (name in NIW) + name): partial(SETTINGS[name][0][0].log_probs, params[name])
+        for name in SETTINGS
     }
     return {
-        "niw, closed step": partial(bayes, ours, means),
-        "niw, prior of training": partial(plugged, ours),
-        **rivals,
+        **ours,
+        **trained,
         "pca gaussian": partial(pca_log_probs, levels),
     }
 

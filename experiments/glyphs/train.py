@@ -33,6 +33,7 @@ NUM_VALIDATION_TASKS = 200
 SETTINGS = {
     "prototypical": [(prototypical(), 20, rate) for rate in (3e-4, 1e-3, 3e-3)],
     "two_level": [(two_level(), 20, rate) for rate in (3e-4, 1e-3, 3e-3)],
+    "one_noise": [(two_level(jnp.ones_like), 20, rate) for rate in (3e-4, 1e-3, 3e-3)],
     "maml": [(maml(inner), 5, rate) for inner, rate in ((0.1, 1e-3), (0.4, 1e-3), (0.1, 3e-3))],
 }
 
