@@ -18,9 +18,6 @@ from bayesinf.meta_niw import task_prior
 
 # One step is exact here, where the outputs are linear in the weights and the noise is normal.
 EXACT = meta_niw.Laplace(1)
-# A guess of the family of tasks that is worth a tenth of a task in its mean, and four in its
-# covariance, where the spread of levels and slopes is a third of the outcomes' own.
-PRIOR = NormalInverseWishart(jnp.zeros(2), 0.1, 4.0, full(0.4 * np.eye(2)))
 
 
 class Units(NamedTuple):
@@ -64,9 +61,14 @@ def batch(groups: list[Group]) -> meta_niw.Episode:
 
 
 def learner(noise: float) -> meta_niw.State:
-    """Returns a learner that has seen nothing; `noise` is the variance."""
+    """Returns a learner that has seen nothing; `noise` is the variance.
+
+    Its guess of the family is worth a tenth of a task in the mean, and four in the covariance,
+    where levels and slopes vary a third as much as outcomes do.
+    """
+    prior = NormalInverseWishart(jnp.zeros(2), 0.1, 4.0, full(0.4 * np.eye(2)))
     likelihood = meta_niw.likelihoods.Gaussian(np.sqrt(noise))
-    return meta_niw.init(PRIOR, line, jnp.zeros(2), likelihood)
+    return meta_niw.init(prior, line, jnp.zeros(2), likelihood)
 
 
 def standardised(groups: list[Group], scale: Units) -> list[Group]:
