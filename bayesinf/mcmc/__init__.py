@@ -21,6 +21,7 @@ from bayesinf.mcmc.pseudo_marginal import Estimated, PseudoMarginal
 from bayesinf.mcmc.random_walk import RandomWalk
 from bayesinf.mcmc.sample import resume, run, sample
 from bayesinf.mcmc.state import GradState, HamiltonianInfo, Info, State
+from bayesinf.mcmc.step_size import find_step_size
 from bayesinf.mcmc.trace_mh import SiteProposal, trace_mh
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "blocks",
     "check_involution",
     "cycle",
+    "find_step_size",
     "fixed",
     "from_blackjax",
     "from_sampling_algorithm",

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from bayesinf.mcmc.blocks import Block, entry
-from bayesinf.mcmc.combinators import Cycle, Mixture, Repeat, brief
+from bayesinf.mcmc.combinators import Cycle, Mixture, Repeat
 from bayesinf.mcmc.state import flatten
 from bayesinf.programs.target import Target
 from bayesinf.types import Kernel, Key, invariant, law
@@ -124,10 +124,12 @@ def update(
             pairs = [
                 _select(
                     info.chosen == index,
-                    update(child, memory, position, brief(info), phase),
+                    update(child, memory, position, child_info, phase),
                     (child, memory),
                 )
-                for index, (child, memory) in enumerate(zip(kernel.kernels, tuning, strict=True))
+                for index, (child, memory, child_info) in enumerate(
+                    zip(kernel.kernels, tuning, info.each, strict=True)
+                )
             ]
             kernels, tunings = zip(*pairs, strict=True)
             return _with(kernel, kernels=kernels), tunings

@@ -46,12 +46,14 @@ class RepeatInfo(NamedTuple):
 
 
 class MixtureInfo(NamedTuple):
-    """What the kernel that was chosen reports, and which it was."""
+    """What the kernel that was chosen reports, which it was, and in `each` its own report, beside
+    zeros for the others."""
 
     acceptance: Float[Array, ""]
     invalid: Bool[Array, ""]
     diverged: Bool[Array, ""]
     chosen: Int[Array, ""]
+    each: tuple[Any, ...]
 
 
 def brief(info: Any) -> Summary:
@@ -117,15 +119,22 @@ class Mixture(eqx.Module):
         choose_key, move_key = jax.random.split(key)
         chosen = jax.random.categorical(choose_key, self.log_probs)
 
-        def branch(kernel):
+        def report(kernel):
+            shapes = jax.eval_shape(lambda: advance(kernel, move_key, target, state)[1])
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        none = list(map(report, self.kernels))
+
+        def branch(index):
             def move(key, state):
-                state, info = advance(kernel, key, target, state)
-                return state, brief(info)
+                state, info = advance(self.kernels[index], key, target, state)
+                return state, brief(info), (*none[:index], info, *none[index + 1 :])
 
             return move
 
-        state, info = jax.lax.switch(chosen, list(map(branch, self.kernels)), move_key, state)
-        return state, MixtureInfo(*info, chosen)
+        moves = list(map(branch, range(len(self.kernels))))
+        state, info, each = jax.lax.switch(chosen, moves, move_key, state)
+        return state, MixtureInfo(*info, chosen, each)
 
 
 @law(invariant)

@@ -1,6 +1,6 @@
 """The loop that runs many chains: warm-up, draws in compiled chunks, and where it was to go on."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,6 +14,15 @@ from bayesinf.mcmc import adaptation
 from bayesinf.mcmc.combinators import repeat
 from bayesinf.mcmc.draws import Draws, Last
 from bayesinf.mcmc.foreign import OwnTarget
+from bayesinf.mcmc.starts import (
+    HasTarget,
+    check_axis,
+    check_counts,
+    check_starts,
+    prior_starts,
+    shapes_after,
+    target_of,
+)
 from bayesinf.mcmc.state import strong
 from bayesinf.programs.program import Program
 from bayesinf.programs.target import Target
@@ -21,16 +30,6 @@ from bayesinf.types import Kernel, Key, consistent, invariant, law
 
 # Draws a call of the compiled loop makes at most. Any number of draws runs in the same program.
 CHUNK = 100
-
-
-@runtime_checkable
-class HasTarget(Protocol):
-    """A program: a prior to draw starts from, and a posterior."""
-
-    def target(self) -> Target: ...
-
-    @property
-    def sample(self) -> Any: ...
 
 
 @law(consistent)
@@ -67,19 +66,14 @@ def sample(
             shapes or dtypes.
     """
     counts = {"num_chains": (num_chains, 1), "num_warmup": (num_warmup, 0)}
-    _check_counts({**counts, "num_samples": (num_samples, 1), "thin": (thin, 1)})
+    check_counts({**counts, "num_samples": (num_samples, 1), "thin": (thin, 1)})
     init_key, warmup_key, draw_key = jax.random.split(key, 3)
-    target = _target(program)
-    positions = _starts(init_key, program, num_chains) if init is None else init
+    target = target_of(program)
+    positions = prior_starts(init_key, program, num_chains) if init is None else init
     positions = strong(positions)
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(positions)}
-    if sizes != {(num_chains,)}:
-        raise ValueError(
-            f"init: shapes {_shapes(positions)} came, a leading axis of num_chains = {num_chains} "
-            "was expected"
-        )
+    check_axis(positions, num_chains)
     states = _init(target, kernel, positions)
-    _check_starts(target, states)
+    check_starts(target, states)
     kernels, tunings = _start(kernel, states)
     total = num_warmup + num_samples
     with tqdm(total=total, disable=not progress, unit="draw") as bar:
@@ -114,11 +108,11 @@ def resume(
 
     Law: consistent.
     """
-    _check_counts({"num_samples": (num_samples, 1), "thin": (thin, 1)})
+    check_counts({"num_samples": (num_samples, 1), "thin": (thin, 1)})
     draw_key = jax.random.split(key, 3)[2]
     with tqdm(total=num_samples, disable=not progress, unit="draw") as bar:
         tunings = _restart(last.kernels, last.states)
-        draws = _collect(draw_key, _target(program), last, tunings, num_samples, thin, bar)
+        draws = _collect(draw_key, target_of(program), last, tunings, num_samples, thin, bar)
     return _shown(program, draws)
 
 
@@ -229,7 +223,7 @@ def _advance(key, target, kernels, tunings, states, phases, first, size):
             arrays, tuning = jax.lax.cond(phase.adapts, adapt, lambda: (arrays, tuning))
             return arrays, tuning, state, _put(kept, index, (state.position, info))
 
-        info = _shapes_after(key, target, kernel, state)[1]
+        info = shapes_after(key, target, kernel, state)[1]
         kept = _room((state.position, info))
         carry = jax.lax.fori_loop(0, size, one, (arrays, tuning, state, kept))
         arrays, tuning, state, kept = carry
@@ -263,67 +257,3 @@ def _strong_arrays(tree: PyTree) -> PyTree:
     """Returns a pytree, which may hold functions, without weak types."""
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(strong(arrays), rest)
-
-
-def _target(program: HasTarget | Target | OwnTarget) -> Any:
-    return program if isinstance(program, Target | OwnTarget) else program.target()
-
-
-def _starts(key: Key, program: Any, num: int) -> PyTree:
-    if not isinstance(program, HasTarget):
-        raise ValueError(
-            f"init: None came with a {type(program).__name__}, which has no prior to draw from; "
-            f"positions with a leading axis of {num} were expected"
-        )
-    return jax.vmap(program.sample)(jax.random.split(key, num))
-
-
-def _check_counts(counts: dict[str, tuple[int, int]]) -> None:
-    for name, (count, least) in counts.items():
-        if count < least:
-            raise ValueError(f"{name}: {count} came, at least {least} was expected")
-
-
-@eqx.filter_jit
-def _log_densities(target, states):
-    def one(state):
-        parts = state.parts if hasattr(state, "parts") else target.parts(state.position)
-        return target.combine(parts)
-
-    return jax.vmap(one)(states)
-
-
-def _check_starts(target: Any, states: Any) -> None:
-    values = np.asarray(_log_densities(target, states))
-    bad = ~np.isfinite(values)
-    if bad.any():
-        raise ValueError(
-            f"init: log density {values[bad]} came at the start of chains {np.flatnonzero(bad)}, "
-            "finite was expected; give starts of positive density as init"
-        )
-    if hasattr(states, "grads"):
-        bad = ~np.isfinite(np.asarray(states.grads)).all(axis=(1, 2))
-        if bad.any():
-            raise ValueError(
-                f"init: a gradient that is not finite came at the start of chains "
-                f"{np.flatnonzero(bad)}, finite was expected"
-            )
-
-
-def _shapes_after(key: Key, target: Any, kernel: Kernel, state: Any) -> tuple[Any, Any]:
-    """Returns the shapes of state and info after a step, the state's being those before it."""
-    new, info = jax.eval_shape(lambda: kernel.step(key, target, state))
-    before, after = _shapes(state), _shapes(new)
-    if before != after:
-        raise ValueError(f"kernel: its step takes {before} to {after}, the same was expected")
-    return new, info
-
-
-def _shapes(tree: PyTree) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (
-            f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-        )
-        for path, leaf in leaves
-    }

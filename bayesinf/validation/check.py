@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PyTree
 
-from bayesinf.distributions.enumerated import matches
+from bayesinf.distributions.enumerated import Enumerated, matches
 from bayesinf.distributions.particles import Particles
+from bayesinf.programs import target
 from bayesinf.types import Kernel, Key, Law, calibrated, invariant, preserves, proper
 from bayesinf.validation import calibration
 from bayesinf.validation import problems as standard
@@ -45,8 +46,9 @@ def check(
     depends on the law:
 
     - `invariant`: a kernel (`init`, `step`), or a function from a problem's log probabilities to
-      one or to `step(key, x)` on the states 0..K-1. A kernel that moves in R^n has no finite form;
-      it is tested from exact draws of a joint law (`problems.location_scale`).
+      one or to `step(key, x)` on the states 0..K-1. A kernel of dicts or other pytrees is given
+      problems whose `given` is an `Enumerated` of such points, as is `exact`. One that moves in R^n
+      has no finite form; it is tested from exact draws of a joint law (`problems.location_scale`).
     - `preserves`: a resampler `(key, log_weights, num) -> ancestors` or a function
       `(key, particles) -> particles`.
     - `proper`: a function `(key, given) -> particles`, given a finite program, or what `problems`
@@ -198,18 +200,20 @@ def _one(value, log_mass: Array) -> Particles:
 
 
 def _invariant(block, problem: Problem) -> Run:
-    log_probs = problem.given
-    made = block if isinstance(block, Kernel) else block(log_probs)
+    given = problem.given
+    made = block if isinstance(block, Kernel) else block(given)
+    pi = problem.exact
+    is_measure = isinstance(given, Enumerated)
+    finite = target(given.log_prob) if is_measure else standard.on_states(given)
 
     def run(key):
         start_key, step_key = jax.random.split(key)
-        start = jax.random.categorical(start_key, log_probs)
+        start = pi.sample(start_key)
         if isinstance(made, Kernel):
-            finite = standard.on_states(log_probs)
             end = made.step(step_key, finite, made.init(finite, start))[0].position
         else:
             end = made(step_key, start)
-        return _one(end, jax.scipy.special.logsumexp(log_probs))
+        return _one(end, pi.log_evidence)
 
     return run
 
