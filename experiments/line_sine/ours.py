@@ -104,7 +104,9 @@ def closed_step(family: Head, tasks: Episode, prior_df: float) -> State:
     """
 
     def niw(loc, root):
-        return NormalInverseWishart(loc, 1.0, prior_df, Full(jnp.sqrt(prior_df) * jnp.tril(root)))
+        # Training is free to turn a column's sign, of which the covariance knows nothing.
+        chol = jnp.tril(root) * jnp.sign(jnp.diagonal(root))
+        return NormalInverseWishart(loc, 1.0, prior_df, Full(jnp.sqrt(prior_df) * chol))
 
     shares = len(tasks.x) * jax.nn.softmax(family.logits)
     prior = mixture.Clusters(shares, jax.vmap(niw)(family.loc, family.root))

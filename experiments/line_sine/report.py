@@ -9,7 +9,7 @@ from tasks import MAX_SHOTS
 from bayesinf.plots.meta import Shots, shots_figure
 
 LABELS = {
-    "exact": "true model (floor)",
+    "exact": "true model",
     "niw_mixture": "mixture of two NIWs",
     "niw": "one NIW",
     "last_layer": "last-layer Bayes",

@@ -119,7 +119,7 @@ def unit(family, method, seed, out):
     else:
         runs = [fit_one(family, method, seed, each) for each in tqdm(settings, desc=method)]
         losses = [loss for _, loss, _ in runs]
-        best = int(np.argmin(losses))
+        best = int(np.nanargmin(losses))
         chosen.write_text(json.dumps({"best": best, "losses": losses}) + "\n")
         predictor, loss, chunks = runs[best]
     found = jax.tree.map(np.asarray, scores(predictor, test_tasks(family)))
