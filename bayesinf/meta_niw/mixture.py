@@ -47,7 +47,7 @@ class Info(NamedTuple):
     Attributes:
         responsibilities: of the clusters for each episode, before the update.
         bound: on the log evidence of these episodes' data under the state before the update, less
-            the KL from the prior: of all data, where they are all.
+            the KL from the prior; of all data where these are all.
     """
 
     responsibilities: Float[Array, "n c"]
@@ -75,7 +75,7 @@ def cluster(
 
     Every cluster has the state's prior. The first responsibilities are those of the nearest of
     `num_clusters` episodes chosen by k-means++ among the local posteriors' means (Arthur and
-    Vassilvitskii 2007). The fixed point that `update` then comes to depends on them: take the best
+    Vassilvitskii 2007). The fixed point that `cavi` then comes to depends on them: take the best
     bound over a few keys.
 
     Args:
@@ -99,26 +99,50 @@ def cluster(
 
 @law(calibrated)
 def update(
-    state: State, episodes: Episode, keep: ArrayLike = 1.0, local: Local = LAPLACE
+    state: State, episodes: Episode, forgetting: ArrayLike = 1.0, local: Local = LAPLACE
 ) -> tuple[State, Info]:
-    """Returns the state after episodes are shared out among the clusters and added to them.
+    """Returns the state after new episodes, each seen once, are shared out among the clusters.
 
     Args:
         state: of `cluster`.
-        episodes: one, or many on leading axes.
-        keep: how much of what was known is kept, the rest being the prior's: 1 for new episodes,
-            less to forget, and 0 for all episodes over again, a step of coordinate ascent, with
-            which the bound never falls where the local fit is exact.
-        local: an episode's posterior.
+        episodes, forgetting, local: as in `learner.update`.
 
     Law: calibrated, up to the factorised form of the posterior.
     """
-    return _update(state, sound(state, episodes), keep, local)
+    return _update(state, sound(state, episodes), forgetting, local)
+
+
+@law(calibrated)
+def cavi(
+    state: State, episodes: Episode, num_steps: int = 50, local: Local = LAPLACE
+) -> tuple[State, Float[Array, " t"]]:
+    """Returns the state after coordinate ascent on the bound on all episodes' log evidence, and the
+    bound before every step, which never falls where the local fit is exact.
+
+    Law: calibrated, up to the factorised form of the posterior.
+    """
+    return _cavi(state, sound(state, episodes), num_steps, local)
 
 
 @eqx.filter_jit
 def _update(state: State, episodes: Episode, keep: ArrayLike, local: Local) -> tuple[State, Info]:
-    network, prior, posterior, count = state
+    posterior, info = _step(state, episodes, keep, local)
+    count = state.count + jnp.sum(nonempty(episodes))
+    return state._replace(posterior=posterior, count=count), info
+
+
+@eqx.filter_jit
+def _cavi(state: State, episodes: Episode, num_steps: int, local: Local):
+    def step(posterior: Clusters, _):
+        posterior, info = _step(state._replace(posterior=posterior), episodes, 0, local)
+        return posterior, info.bound
+
+    posterior, bounds = jax.lax.scan(step, state.posterior, None, length=num_steps)
+    return state._replace(posterior=posterior, count=jnp.sum(nonempty(episodes))), bounds
+
+
+def _step(state: State, episodes: Episode, keep: ArrayLike, local: Local) -> tuple[Clusters, Info]:
+    network, prior, posterior, _ = state
     there = nonempty(episodes)
 
     def fit(part: NormalInverseWishart):
@@ -132,9 +156,8 @@ def _update(state: State, episodes: Episode, keep: ArrayLike, local: Local) -> t
     distance = _dirichlet_kl(posterior.concentration, prior.concentration)
     distance += jnp.sum(jax.vmap(NormalInverseWishart.kl)(posterior.parts, prior.parts))
     bound = jnp.sum(jnp.where(there, logsumexp(logits, axis=1), 0)) - distance
-    posterior = _blend(prior, posterior, keep, responsibilities * there[:, None], found)
-    state = State(network, prior, posterior, count + jnp.sum(there))
-    return state, Info(responsibilities, bound)
+    blended = _blend(prior, posterior, keep, responsibilities * there[:, None], found)
+    return blended, Info(responsibilities, bound)
 
 
 def _blend(prior: Clusters, posterior: Clusters, keep, weights: Float[Array, "n c"], found):
