@@ -9,15 +9,14 @@ from bayesinf.distributions.covariance import (
     Covariance,
     Diagonal,
     Full,
-    LowRank,
     full,
-    low_rank,
 )
 from bayesinf.distributions.em import FitInfo
 from bayesinf.distributions.enumerated import Enumerated
 from bayesinf.distributions.fit import fit
 from bayesinf.distributions.fit_density import fit_density
 from bayesinf.distributions.gmm import GaussianMixture, gaussian
+from bayesinf.distributions.low_rank import LowRank, low_rank
 from bayesinf.distributions.niw import NormalInverseWishart
 from bayesinf.distributions.particles import Particles, uniform_particles
 from bayesinf.distributions.reduction import reduce, split

@@ -7,8 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 
 @runtime_checkable
@@ -94,3 +95,23 @@ class Restricted(eqx.Module):
 
     def dense(self) -> Float[Array, "s s"]:
         return self.matmul(jnp.eye(self.size, dtype=self.operator.diagonal().dtype))
+
+
+def rows(diag: Float[Array, " d"], b: Float[Array, "d *n"]) -> Array:
+    """Returns `diag` shaped so that it multiplies the rows of `b`."""
+    return diag.reshape(-1, *(1,) * (b.ndim - 1))
+
+
+def floats(name: str, x: ArrayLike, ndim: int) -> Array:
+    """Returns an array of floats, after a look at its shape."""
+    x = jnp.asarray(x)
+    if x.ndim != ndim or 0 in x.shape[:1]:
+        raise ValueError(f"{name}: shape {x.shape} came, {ndim} axes were expected, none empty")
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
+def positive(name: str, values: ArrayLike) -> None:
+    """Raises `ValueError` unless all values are finite and positive."""
+    values = np.asarray(values)
+    if not np.isfinite(values).all() or values.min() <= 0:
+        raise ValueError(f"{name}: {values.min()} came, finite and > 0 was expected")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 from jax.scipy.special import logsumexp
-from jaxtyping import Float, Shaped
+from jaxtyping import ArrayLike, Float, Shaped
 
 from bayesinf.meta_niw.episodes import Episode, finite_rows
 from bayesinf.meta_niw.learner import State
@@ -65,7 +65,7 @@ class Prediction(eqx.Module):
     output_covs: Float[Array, "*n q o o"]
 
     @eqx.filter_jit
-    def log_prob(self, y: Shaped[Array, "..."]) -> Float[Array, "*n"]:
+    def log_prob(self, y: ArrayLike) -> Float[Array, "*n"]:
         """Returns the log density of each row's y; -inf for a y outside of the support.
 
         Raises:
@@ -158,7 +158,7 @@ def log_evidence(
     return adapt(state, episodes, task_prior, local).log_evidence
 
 
-def predict(posterior: Posterior, query_x: Shaped[Array, "..."]) -> Prediction:
+def predict(posterior: Posterior, query_x: ArrayLike) -> Prediction:
     """Returns the prediction at k inputs of each task, with the network linear around each mean.
 
     Exact where the outputs are linear in the weights. The linear form is also the one that agrees
@@ -172,7 +172,7 @@ def predict(posterior: Posterior, query_x: Shaped[Array, "..."]) -> Prediction:
 
 
 def predict_sampled(
-    key: Key, posterior: Posterior, query_x: Shaped[Array, "..."], num_samples: int
+    key: Key, posterior: Posterior, query_x: ArrayLike, num_samples: int
 ) -> Prediction:
     """Returns the prediction at k inputs by draws of the weights, `num_samples` of each Gaussian.
 
@@ -183,7 +183,7 @@ def predict_sampled(
     return _predict_sampled(key, posterior, _queries(posterior, query_x), num_samples)
 
 
-def _queries(posterior: Posterior, x: Array) -> Array:
+def _queries(posterior: Posterior, x: ArrayLike) -> Array:
     lead = posterior.log_evidence.shape
     x = jnp.asarray(x)
     if x.shape[: len(lead)] != lead or x.ndim <= len(lead):

@@ -2,8 +2,8 @@
 
 A likelihood sees the o outputs f of one row and its y. Beside the density it gives
 
-- `local`: a factor L and a residual z with score `L z` and information `L L^T`, the Fisher
-  information of f, which is positive semi-definite everywhere (generalised Gauss-Newton);
+- `local`: a factor L and a residual z with score `L z` and information `L L^T`, positive
+  semi-definite: that of the generalised Gauss-Newton method, for all but the Student-t Fisher's;
 - `log_marginal`, `moments`, `sample`: the prediction of y where f ~ N(mean, cov).
 
 A family that knows `valid`, `log_prob`, `local`, `conditional` and `draw` has its predictions by
@@ -31,6 +31,8 @@ HERMITE = 32  # nodes for one output
 LATTICE = 128  # and at least that many for more
 # Whitened residuals beyond this say that one datum is impossible; its square stays finite.
 RESIDUAL_BOUND = 1e12
+# What an outlier's information is at least, as a share of its weight.
+LEAST_INFORMATION = 0.05
 # Beyond these a Poisson's log rate steps towards its count by 1 at a time, and does not overflow.
 LOG_RATE_BOUND = 40.0
 
@@ -176,10 +178,18 @@ class StudentT(Likelihood):
         return normaliser - 0.5 * (df + f.size) * jnp.log1p(z @ z / df)
 
     def local(self, f, y):
-        # Lange, Little and Taylor (1989), appendix B: the Fisher information of the location.
+        # The observed information, w (I - 2 z z^T / (df + |z|^2)) in units of the scale, which
+        # along z is held above a small share of w: an outlier tells where it is not. The Fisher
+        # information, an average over y, takes outliers for evidence like any other.
         df, z = self.df, (_numbers(y, f) - f) / self.scale
-        root = jnp.sqrt((df + f.size) / (df + f.size + 2))
-        return _diagonal(root / self.scale, f), (df + f.size) / (df + z @ z) * z / root
+        square = z @ z
+        root = jnp.sqrt((df + f.size) / (df + square))
+        along = jnp.sqrt(jnp.maximum(1 - 2 * square / (df + square), LEAST_INFORMATION))
+        bend = jnp.minimum(
+            2 / (df + square), (1 - LEAST_INFORMATION) / jnp.maximum(square, 0.5 * df)
+        ) / (1 + along)
+        factor = root / self.scale * (jnp.eye(f.size, dtype=f.dtype) - bend * z[:, None] * z)
+        return factor, root / along * z
 
     def conditional(self, f):
         df = self.df

@@ -36,10 +36,9 @@ from bayesinf.meta_niw.model import Model
 from bayesinf.types import Key, calibrated, law
 
 _LOG_TAU = math.log(2 * math.pi)
-# A step that does not lower the objective is halved at most so often.
-HALVINGS = 12
-# A step of the search is taken if it gains this share of what it promised.
-LEAST_GAIN = 1e-3
+# A step that gains less than this share of what it promised is halved, so often at most.
+LEAST_GAIN = 0.1
+HALVINGS = 14
 
 
 class Conditioned(eqx.Module):
@@ -212,7 +211,9 @@ class Laplace(eqx.Module):
         step = condition(cov, loc, theta, linear)
         move, turn = loc + step.shift - theta, step.dual - dual
         decrement = (_score(linear) - dual) @ move
-        share = jax.lax.stop_gradient(_shorten(model, loc, episode, theta, dual, move, turn))
+        share, _ = jax.lax.stop_gradient(
+            _shorten(model, loc, episode, theta, dual, move, turn, 0.5 * decrement)
+        )
         move, dual = share * move, dual + share * turn
         mean = theta + move
         fitted = jax.vmap(model.likelihood.quadratic)(
@@ -311,17 +312,13 @@ def _search(
         new = condition(cov.scaled(1 / (1 + damping)), near, theta, linear)
         move = near + new.shift - theta
         turn = (new.dual - dual) / (1 + damping)
-        decrement = (_score(linear) - dual) @ move
-        promised = 0.5 * (decrement + damping * turn @ move)
-        before = log_joint(model, theta, episode, theta - loc, dual)
-        after = log_joint(model, theta + move, episode, theta + move - loc, dual + turn)
-        small = 1e-3 * precision**0.5 + 10 * precision * jnp.abs(after)
-        gain = after - before
-        ratio = gain / jnp.maximum(promised, small)
-        taken = (gain > LEAST_GAIN * promised) | ~jnp.isfinite(before)
-        theta, dual = theta + taken * move, dual + taken * turn
+        promised = 0.5 * ((_score(linear) - dual) @ move + damping * turn @ move)
+        share, gain = _shorten(model, loc, episode, theta, dual, move, turn, promised)
+        theta, dual = theta + share * move, dual + share * turn
+        small = 1e-3 * precision**0.5 + 10 * precision * jnp.abs(dual @ (theta - loc))
         # Done where little is promised, and where a full step met a quadratic: it is at its peak.
-        exact = (damping == 0) & (jnp.abs(gain - promised) < small)
+        exact = (damping == 0) & (share == 1) & (jnp.abs(gain - promised) < small)
+        ratio = gain / jnp.maximum(promised, small)
         less = jnp.where(damping > 0.1, damping / 8, 0)
         more = jnp.maximum(8 * damping, 1)
         damping = jnp.where(ratio > 0.75, less, jnp.where(ratio < 0.25, more, damping))
@@ -340,8 +337,10 @@ def _shorten(
     dual: Float[Array, " d"],
     move: Float[Array, " d"],
     turn: Float[Array, " d"],
-) -> Float[Array, ""]:
-    """Returns the largest of 1, 1/2, 1/4, ... with which the step does not lower the posterior."""
+    promised: Float[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the largest of 1, 1/2, 1/4, ... of a step that keeps its promise in part, and its
+    gain in log density; 0 and 0 where none does."""
 
     def value(share):
         at = theta + share * move
@@ -349,14 +348,23 @@ def _shorten(
 
     here = value(jnp.zeros((), loc.dtype))
     slack = 10 * jnp.finfo(loc.dtype).eps * (1 + jnp.abs(here))
-    floor = jnp.where(jnp.isfinite(here), here - slack, here)
+
+    def fails(there, share):
+        enough = there >= here + LEAST_GAIN * share * promised - slack
+        return ~(enough | (jnp.isfinite(there) & ~jnp.isfinite(here)))
+
+    def go_on(carry):
+        share, there, halvings = carry
+        return (halvings < HALVINGS) & fails(there, share)
 
     def lower(carry):
-        share, halvings = carry
-        return (halvings < HALVINGS) & ~(value(share) >= floor)
+        share, _, halvings = carry
+        return share / 2, value(share / 2), halvings + 1
 
-    first = (jnp.ones((), loc.dtype), 0)
-    return jax.lax.while_loop(lower, lambda carry: (carry[0] / 2, carry[1] + 1), first)[0]
+    one = jnp.ones((), loc.dtype)
+    share, there, _ = jax.lax.while_loop(go_on, lower, (one, value(one), 0))
+    failed = fails(there, share)
+    return jnp.where(failed, 0, share), jnp.where(failed, 0, there - here)
 
 
 def _score(linear: Linear) -> Float[Array, " d"]:

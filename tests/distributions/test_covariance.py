@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bayesinf.distributions import Blocks, Diagonal, Full, LowRank, full, low_rank
-from bayesinf.distributions.covariance import _principal
+from bayesinf.distributions.low_rank import _principal
 from bayesinf.distributions.operators import Outer, Restricted, Stacked, Sum
 from bayesinf.types import checked
 from bayesinf.validation import unbiased
