@@ -42,6 +42,7 @@ def learner(dim=1, strength=0.2, scale=None, likelihood=None):
 # Maximum likelihood
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_oracle_em_is_monotone_and_direct_maximum_likelihood(x64):
     dim, episodes = 2, family(30, 4, 2)
     fitted = meta_niw.em(learner(dim), episodes, 150, meta_niw.gaussian_noise, EXACT)
@@ -99,6 +100,7 @@ def explicit_bound(state, episodes):
     return total
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_oracle_coordinate_ascent_climbs_to_a_fixed_point(x64):
     episodes = family(20, 4, 2)
     state, bounds = meta_niw.cavi(learner(2), episodes, 60, EXACT)
@@ -113,6 +115,7 @@ def test_oracle_coordinate_ascent_climbs_to_a_fixed_point(x64):
     assert meta_niw.elbo(other, episodes, EXACT) < bound - 0.01
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_low_rank_and_diagonal_scales_have_bounds_below_the_full_one(x64):
     episodes = family(20, 4, 2)
     best = {
@@ -275,6 +278,7 @@ def test_stat_local_moves_are_exact_where_the_local_fit_is_not(key):
     assert not check(False).holds
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_gibbs_returns_draws_and_accepts_all_where_the_fit_is_exact(key):
     draws = meta_niw.gibbs(
         key, learner(2), family(6, 4, 2), num_chains=2, num_samples=60, local=EXACT, progress=False
