@@ -106,7 +106,7 @@ def curve_figure(results):
         below.set(xlabel="shots", xticks=SHOTS)
     grid[0, 0].set_ylabel("log density of a row [nats]")
     grid[1, 0].set_ylabel("inside the 90 % interval")
-    grid[0, -1].legend(frameon=False, fontsize=8)
+    grid[0, 0].legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -227,7 +227,16 @@ def main():
         for method in SETTINGS
         if (file := out / f"choice-{method}.json").exists()
     }
-    result = {"choices": choices, **results}
+    kept = [np.load(file) for family in results for file in out.glob(f"{family}-*.npz")]
+    result = {
+        "seeds": list(SEEDS),
+        "train": [NUM_TRAIN, TRAIN_ROWS],
+        "validation": [NUM_VALIDATION, VALIDATION_ROWS],
+        "test": [NUM_TEST, TEST_ROWS],
+        "minutes": float(sum(unit["seconds"] for unit in kept)) / 60,
+        "choices": choices,
+        **results,
+    }
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     report.curve_figure(results).savefig(out / "log_density.png", dpi=110)
     for family in results:
