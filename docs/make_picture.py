@@ -88,7 +88,7 @@ def main():
     pillars = (
         ("amortised inference", "Distribution Transformer,\nKalman family", ACCENT),
         ("sampling", "MCMC and SMC\nwith checked laws", ACCENT),
-        ("meta-learning (planned)", "conjugate NIW prior\nover network parameters", LATER),
+        ("meta-learning", "conjugate NIW prior\nover network parameters", ACCENT),
     )
     for index, (title, text, colour) in enumerate(pillars):
         box(canvas, 0.02 + 0.33 * index, 0.03, 0.3, 0.24, title, text, colour)
