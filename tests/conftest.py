@@ -1,7 +1,23 @@
 """Fixtures that every test may use."""
 
+import gc
+from pathlib import Path
+
 import jax
 import pytest
+
+# Linux allows a process 65,530 memory maps, and every compiled program takes some.
+MANY_MAPS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs():
+    """Lets compiled programs go before a process runs out of memory maps, which ends it."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
