@@ -51,6 +51,7 @@ def ours(model, frames, num):
     rules = {ALWAYS: smc.always(smc.systematic), ADAPTIVE: smc.adaptive(smc.systematic)}
     for rule, policy in rules.items():
 
+        @jax.jit
         def run(key, policy=policy):
             return smc.run(key, fk, num, policy)[0].log_evidence
 

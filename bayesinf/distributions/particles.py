@@ -39,7 +39,8 @@ class Particles(eqx.Module):
 
     def ess(self) -> Float[Array, ""]:
         """Returns the effective sample size, `1 / sum_i W_i^2`, between 1 and n."""
-        return 1 / jnp.sum(self.weights**2)
+        weights = relative_weights(self.log_weights)
+        return jnp.sum(weights) ** 2 / jnp.sum(weights**2)
 
     def mean(self, f: Callable[[PyTree], PyTree] = lambda x: x) -> PyTree:
         """Returns the weighted mean of `f`, which takes one particle's value and gives arrays.
@@ -67,6 +68,13 @@ class Particles(eqx.Module):
         """Returns draws of the values in proportion to their weights; no weight, no draw."""
         chosen = jax.random.categorical(key, self.log_weights, shape=shape)
         return take(self.values, chosen)
+
+
+def relative_weights(log_weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Returns weights in proportion to `exp(log_weights)`, the largest 1; where none is finite and
+    positive they are all 1, so that what is drawn by them has a defined result."""
+    best = jnp.max(log_weights)
+    return jnp.where(jnp.isfinite(best), jnp.exp(log_weights - best), 1)
 
 
 def uniform_particles(values: PyTree, level: Array | float = 0.0) -> Particles:

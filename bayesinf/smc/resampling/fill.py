@@ -1,4 +1,4 @@
-"""What the resamplers share: weights of logs, running sums, and slots filled from starts."""
+"""What the resamplers share: running sums, and slots filled from starts."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -6,13 +6,6 @@ from itertools import accumulate
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
-
-
-def relative_weights(log_weights: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Returns weights in proportion to `exp(log_weights)`, the largest 1; where none is finite and
-    positive they are all 1, so that every resampler has a defined result."""
-    best = jnp.max(log_weights)
-    return jnp.where(jnp.isfinite(best), jnp.exp(log_weights - best), 1)
 
 
 def running(op: Callable[[Array, Array], Array], x: Array) -> Array:

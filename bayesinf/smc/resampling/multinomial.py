@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bayesinf.smc.resampling.fill import relative_weights, running
+from bayesinf.distributions.particles import relative_weights
+from bayesinf.smc.resampling.fill import running
 from bayesinf.types import Key, law, preserves
 
 

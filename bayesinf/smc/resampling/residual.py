@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bayesinf.smc.resampling.fill import fill, relative_weights, running
+from bayesinf.distributions.particles import relative_weights
+from bayesinf.smc.resampling.fill import fill, running
 from bayesinf.smc.resampling.multinomial import multinomial
 from bayesinf.types import Key, law, preserves
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bayesinf.smc.resampling.fill import expected_up_to, fill, relative_weights
+from bayesinf.distributions.particles import relative_weights
+from bayesinf.smc.resampling.fill import expected_up_to, fill
 from bayesinf.types import Key, law, preserves
 
 
