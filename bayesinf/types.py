@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Key as _Key
 
 Key = _Key[Array, ""]
@@ -22,7 +24,7 @@ T = TypeVar("T", bound=HasValues)
 
 
 def checked(x: T, name: str) -> T:
-    """Returns `x` after a look at its values, outside of any trace.
+    """Returns `x` after a look at its values, unless they are traced and not known.
 
     Constructors check shapes, which are known when traced; values are known only at the door of
     `run`, `load`, `from_*` and the command line, which call this.
@@ -30,7 +32,8 @@ def checked(x: T, name: str) -> T:
     Raises:
         ValueError: names the argument, what came and what was expected.
     """
-    x.check_values(name)
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x)):
+        x.check_values(name)
     return x
 
 

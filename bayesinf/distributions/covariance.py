@@ -10,6 +10,7 @@ Beside what every `Covariance` has, these four have
 Stacks of them come by `jax.vmap`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,12 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import ArrayLike, Float
 
 from bayesinf import linalg
 from bayesinf.distributions.low_rank import LowRank
 from bayesinf.distributions.operators import Operator, Restricted, floats, positive, rows
 from bayesinf.types import Key
+
+_LOG_TAU = math.log(2 * math.pi)
 
 
 @runtime_checkable
@@ -245,14 +249,17 @@ Structure = Diagonal | Full | Blocks | LowRank
 
 
 def full(matrix: ArrayLike) -> Full:
-    """Returns the covariance of a symmetric matrix; the door for one.
+    """Returns the covariance of a symmetric matrix; the door for one, unless it is traced.
 
     Raises:
         ValueError: it is not symmetric, or not positive definite.
     """
-    matrix = np.asarray(floats("matrix", matrix, 2))
-    if matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"matrix: shape {matrix.shape} came, a square was expected")
+    shape = np.shape(matrix)
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(f"matrix: shape {shape} came, a square was expected")
+    if isinstance(matrix, Tracer):
+        return Full(linalg.cholesky(matrix))
+    matrix = np.asarray(matrix, jnp.result_type(matrix, float))
     if not np.isfinite(matrix).all():
         raise ValueError("matrix: NaN or infinite values came, finite was expected")
     tolerance = 1e3 * np.finfo(matrix.dtype).eps * np.abs(matrix).max()
@@ -264,6 +271,12 @@ def full(matrix: ArrayLike) -> Full:
             f"matrix: its smallest eigenvalue is {smallest}, a positive definite one was expected"
         )
     return Full(np.linalg.cholesky(matrix))
+
+
+def normal_log_prob(residual: Float[Array, " d"], cov: Covariance) -> Float[Array, ""]:
+    """Returns the log density of N(0, cov) at a residual."""
+    square = residual @ cov.solve(residual)
+    return -0.5 * (square + residual.size * _LOG_TAU) - cov.half_log_det()
 
 
 def each(scale: Any, f: Callable[[Any], Any]) -> Any:

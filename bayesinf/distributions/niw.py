@@ -83,12 +83,14 @@ class NormalInverseWishart(eqx.Module):
         """Raises `ValueError` for values that are no NIW; `bayesinf.types.checked` asks."""
         if not np.isfinite(self.loc).all():
             raise ValueError(f"{name}.loc: NaN or infinite values came, finite was expected")
-        if not (np.isfinite(self.strength) and self.strength > 0):
-            raise ValueError(f"{name}.strength: {self.strength} came, > 0 was expected")
+        # As NumPy's, so that values that are known can be looked at within a trace of others.
+        strength, df = np.asarray(self.strength), np.asarray(self.df)
+        if not (np.isfinite(strength) and strength > 0):
+            raise ValueError(f"{name}.strength: {strength} came, > 0 was expected")
         smallest = self.scale.factor_dim - 1
-        if not (np.isfinite(self.df) and self.df > smallest):
+        if not (np.isfinite(df) and df > smallest):
             raise ValueError(
-                f"{name}.df: {self.df} came, > {smallest} was expected: a scale made of matrices "
+                f"{name}.df: {df} came, > {smallest} was expected: a scale made of matrices "
                 f"of size {smallest + 1} has no proper inverse Wishart below"
             )
         self.scale.check_values(f"{name}.scale")

@@ -1,6 +1,7 @@
 """Symmetric matrices by what they do: to a block of columns, on their diagonal, and as an array."""
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,42 +39,41 @@ class Outer(eqx.Module):
         return self.columns @ self.columns.T
 
 
-class Sum(eqx.Module):
+class Total(eqx.Module):
+    """A weighted sum of operators; each kind says how it takes a sum over them."""
+
+    @abc.abstractmethod
+    def total(self, f: Callable[[Any], Array]) -> Array:
+        """Returns `sum_i w_i f(A_i)`."""
+
+    def matmul(self, b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
+        return self.total(lambda each: each.matmul(b))
+
+    def diagonal(self) -> Float[Array, " d"]:
+        return self.total(lambda each: each.diagonal())
+
+    def dense(self) -> Float[Array, "d d"]:
+        return self.total(lambda each: each.dense())
+
+
+class Sum(Total):
     """`sum_i w_i A_i` of a few operators; a weight may be negative."""
 
     weights: Sequence[Any]
     operators: Sequence[Any]
 
-    def matmul(self, b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
-        return self._total(lambda each: each.matmul(b))
-
-    def diagonal(self) -> Float[Array, " d"]:
-        return self._total(lambda each: each.diagonal())
-
-    def dense(self) -> Float[Array, "d d"]:
-        return self._total(lambda each: each.dense())
-
-    def _total(self, f):
+    def total(self, f):
         pairs = zip(self.weights, self.operators, strict=True)
         return reduce(jnp.add, [weight * f(each) for weight, each in pairs])
 
 
-class Stacked(eqx.Module):
+class Stacked(Total):
     """`sum_i w_i A_i` of operators stacked on a leading axis, as `vmap` returns them."""
 
     weights: Float[Array, " n"]
     operators: Any
 
-    def matmul(self, b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
-        return self._total(lambda each: each.matmul(b))
-
-    def diagonal(self) -> Float[Array, " d"]:
-        return self._total(lambda each: each.diagonal())
-
-    def dense(self) -> Float[Array, "d d"]:
-        return self._total(lambda each: each.dense())
-
-    def _total(self, f):
+    def total(self, f):
         return jnp.tensordot(self.weights, jax.vmap(f)(self.operators), 1)
 
 

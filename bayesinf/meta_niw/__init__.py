@@ -22,6 +22,7 @@ from bayesinf.meta_niw.adapt import (
     predict_sampled,
 )
 from bayesinf.meta_niw.cavi import cavi, elbo
+from bayesinf.meta_niw.conditioned import LocalPosterior
 from bayesinf.meta_niw.em import em, fixed_noise, gaussian_noise
 from bayesinf.meta_niw.episodes import Episode, batch, episode, split
 from bayesinf.meta_niw.evidence import chib, log_evidence_1d
@@ -29,7 +30,7 @@ from bayesinf.meta_niw.files import load, save
 from bayesinf.meta_niw.gibbs import Tasks, gibbs, gibbs_kernel
 from bayesinf.meta_niw.learner import Info, State, init, natural_step, update
 from bayesinf.meta_niw.ledger import Ledger, ledger
-from bayesinf.meta_niw.local import Laplace, LocalPosterior
+from bayesinf.meta_niw.local import Laplace
 from bayesinf.meta_niw.model import Model, model
 from bayesinf.meta_niw.objective import objective
 from bayesinf.meta_niw.sgld import SGLD

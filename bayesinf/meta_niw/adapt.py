@@ -20,13 +20,15 @@ from jax.core import Tracer
 from jax.scipy.special import logsumexp
 from jaxtyping import ArrayLike, Float, Shaped
 
+from bayesinf.meta_niw.conditioned import LocalPosterior
 from bayesinf.meta_niw.episodes import Episode, finite_rows
 from bayesinf.meta_niw.learner import State
-from bayesinf.meta_niw.likelihoods import Likelihood, mixed_moments
-from bayesinf.meta_niw.local import Laplace, LocalPosterior
+from bayesinf.meta_niw.likelihoods import Likelihood
+from bayesinf.meta_niw.likelihoods.nodes import mixed_moments
+from bayesinf.meta_niw.local import Laplace
 from bayesinf.meta_niw.model import Model
 from bayesinf.meta_niw.task_prior import TaskPrior, student_t
-from bayesinf.types import Key, calibrated, law, require
+from bayesinf.types import Key, calibrated, checked, law, require
 
 
 class Posterior(eqx.Module):
@@ -139,8 +141,10 @@ def adapt(
 
     Raises:
         ValueError: a row holds NaN, an infinity or a y that the likelihood cannot take (traced, it
-            is hidden instead); or the network's outputs do not fit y.
+            is hidden instead); the network's outputs do not fit y; or the state's scale is not
+            positive definite.
     """
+    checked(state, "state")
     return _adapt(state, state.model.sound(support), task_prior, local)
 
 

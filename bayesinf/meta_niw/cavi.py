@@ -39,7 +39,8 @@ def cavi(
     contribute; the bound never falls where the local fit is exact. All data are needed at once;
     `natural_step` is its stochastic form.
 
-    Law: calibrated, up to the factorised form of q: it is too sure of mu where episodes are short.
+    Law: calibrated, where every episode tells its weights; where they are short the factorised form
+    of q is too sure of mu.
     """
     return _cavi(state, sound(state, episodes), num_steps, local)
 

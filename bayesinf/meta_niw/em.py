@@ -11,10 +11,11 @@ from jax import Array
 from jaxtyping import Float
 
 from bayesinf.distributions.operators import Outer, Stacked, Sum
+from bayesinf.meta_niw.conditioned import LocalPosterior
 from bayesinf.meta_niw.episodes import Episode
+from bayesinf.meta_niw.gauss_newton import linearize
 from bayesinf.meta_niw.learner import LAPLACE, Local, State, fit_locals, nonempty, sound
 from bayesinf.meta_niw.likelihoods import Gaussian
-from bayesinf.meta_niw.local import LocalPosterior, linearize
 from bayesinf.meta_niw.model import Model
 
 Noise = Callable[[Model, LocalPosterior, Episode], Model]

@@ -15,12 +15,13 @@ from jax import Array
 from jax.scipy.special import logsumexp
 from jaxtyping import Float
 
-from bayesinf.distributions.covariance import Diagonal
+from bayesinf import mcmc
+from bayesinf.distributions.covariance import Diagonal, Full
+from bayesinf.linalg import cholesky
 from bayesinf.meta_niw.cavi import _cavi
 from bayesinf.meta_niw.episodes import Episode
-from bayesinf.meta_niw.gibbs import gibbs
 from bayesinf.meta_niw.learner import LAPLACE, Local, State, fit_locals, sound
-from bayesinf.types import Key, consistent, law
+from bayesinf.types import consistent, law
 
 
 class Estimate(NamedTuple):
@@ -50,37 +51,22 @@ def log_evidence_1d(
 
 
 @law(consistent)
-def chib(
-    key: Key,
-    state: State,
-    episodes: Episode,
-    *,
-    num_chains: int = 4,
-    num_warmup: int = 100,
-    num_samples: int = 1000,
-    local: Local = LAPLACE,
-    progress: bool = False,
-) -> Estimate:
-    """Returns the log evidence under the state's prior, from draws of the exact posterior.
+def chib(state: State, episodes: Episode, draws: mcmc.Draws, local: Local = LAPLACE) -> Estimate:
+    """Returns the log evidence under the state's prior, from the draws of `gibbs`.
 
     At one (mu, Sigma), evidence = likelihood x prior / posterior, and the posterior's density there
     is the mean over draws of the weights of the Normal-Inverse-Wishart given them (Chib 1995, with
     one Rao-Blackwell ordinate for both).
 
     Law: consistent in the number of draws.
+
+    Args:
+        state: a learner's.
+        episodes: those that `draws` were given.
+        draws: `gibbs(key, state, episodes)`.
+        local: an episode's posterior.
     """
-    draws = gibbs(
-        key,
-        state,
-        episodes,
-        num_chains=num_chains,
-        num_warmup=num_warmup,
-        num_samples=num_samples,
-        local=local,
-        progress=progress,
-    )
-    positions = draws.positions
-    value, ordinates = _chib(state, sound(state, episodes), positions, local)
+    value, ordinates = _chib(state, sound(state, episodes), draws.positions, local)
     ordinates = np.asarray(ordinates)
     top = ordinates.max()
     densities = np.exp(ordinates - top).mean(axis=1)
@@ -100,7 +86,7 @@ def _chib(state: State, episodes: Episode, positions, local: Local):
     eye = jnp.eye(mu.size, dtype=mu.dtype)
     precision = jnp.mean(jax.vmap(lambda cov: cov.solve(eye))(flat["cov"]), axis=0)
     inverse = jnp.linalg.inv(precision)
-    cov = like.nearest(_Dense(0.5 * (inverse + inverse.T)))
+    cov = like.nearest(Full(cholesky(0.5 * (inverse + inverse.T))))
     found = fit_locals(state.model, mu, cov, episodes, local)
     value = jnp.sum(found.log_evidence) + state.prior.log_prob((mu, cov))
 
@@ -108,21 +94,6 @@ def _chib(state: State, episodes: Episode, positions, local: Local):
         return state.prior.observe(theta).log_prob((mu, cov))
 
     return value, jax.vmap(jax.vmap(ordinate))(positions["theta"])
-
-
-class _Dense(eqx.Module):
-    """A matrix as an operator."""
-
-    matrix: Float[Array, "d d"]
-
-    def matmul(self, b: Float[Array, "d *n"]) -> Float[Array, "d *n"]:
-        return jnp.tensordot(self.matrix, b, 1)
-
-    def diagonal(self) -> Float[Array, " d"]:
-        return jnp.diagonal(self.matrix)
-
-    def dense(self) -> Float[Array, "d d"]:
-        return self.matrix
 
 
 @eqx.filter_jit

@@ -5,7 +5,6 @@ weights are independent, and each is moved by a proposal from its local posterio
 a Gaussian likelihood and outputs linear in theta, a step of Metropolis and Hastings elsewhere.
 """
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +14,7 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from bayesinf import mcmc
+from bayesinf.distributions.covariance import normal_log_prob
 from bayesinf.distributions.niw import NormalInverseWishart
 from bayesinf.mcmc.combinators import Cycle
 from bayesinf.meta_niw.episodes import Episode
@@ -22,8 +22,6 @@ from bayesinf.meta_niw.learner import LAPLACE, Local, State, sound
 from bayesinf.meta_niw.model import Model
 from bayesinf.programs.target import Target
 from bayesinf.types import Key, consistent, invariant, law
-
-_LOG_TAU = math.log(2 * math.pi)
 
 
 class Tasks(eqx.Module):
@@ -62,10 +60,7 @@ def task_terms(
     network: Model, mu: Float[Array, " d"], cov: Any, theta: Float[Array, " d"], episode: Episode
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the log prior and the log likelihood of one episode's weights."""
-    residual = theta - mu
-    log_prior = -0.5 * (residual @ cov.solve(residual) + theta.size * _LOG_TAU) - cov.half_log_det()
-    rows = jax.vmap(network.likelihood.log_prob)(network.outputs(theta, episode.x), episode.y)
-    return log_prior, jnp.sum(jnp.where(episode.mask, rows, 0))
+    return normal_log_prob(theta - mu, cov), network.log_likelihood(theta, episode)
 
 
 class Shared(eqx.Module):
@@ -118,6 +113,7 @@ class LocalMoves(eqx.Module):
         return mcmc.State(theta, target.parts(theta)), info
 
 
+@law(invariant)
 def gibbs_kernel(tasks: Tasks, local: Local = LAPLACE) -> Cycle:
     """Returns the kernel: the weights of all episodes, then mu and cov.
 

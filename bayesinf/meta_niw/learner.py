@@ -24,9 +24,10 @@ from jaxtyping import ArrayLike, Bool, Float, Int, PyTree
 
 from bayesinf.distributions.niw import NormalInverseWishart
 from bayesinf.distributions.operators import Outer, Stacked, Sum
+from bayesinf.meta_niw.conditioned import LocalPosterior
 from bayesinf.meta_niw.episodes import Episode
 from bayesinf.meta_niw.likelihoods import Likelihood
-from bayesinf.meta_niw.local import Laplace, LocalPosterior
+from bayesinf.meta_niw.local import Laplace
 from bayesinf.meta_niw.model import Model, model
 from bayesinf.types import calibrated, checked, law
 
@@ -48,6 +49,11 @@ class State(NamedTuple):
     prior: Any
     posterior: Any
     count: Int[Array, ""]
+
+    def check_values(self, name: str) -> None:
+        """Raises `ValueError` for a prior or a posterior that is none; `checked` asks."""
+        self.prior.check_values(f"{name}.prior")
+        self.posterior.check_values(f"{name}.posterior")
 
 
 class Info(NamedTuple):
@@ -103,8 +109,8 @@ def update(
     episodes are added, for families of tasks that drift: then n stays at most
     `prior.df + (episodes a call) / (1 - forgetting)`.
 
-    Law: calibrated, up to the factorised form of q; its gap to the evidence is what
-    `log_evidence_1d` and `chib` less `elbo` give.
+    Law: calibrated, where every episode tells its weights. Elsewhere q(phi) is too sure, as its
+    factorised form has it, by a gap that `log_evidence_1d` or `chib` less `elbo` gives.
 
     Args:
         state: a learner's.
@@ -113,9 +119,11 @@ def update(
         local: an episode's posterior from (model, loc, cov, episode).
 
     Raises:
-        ValueError: data that the likelihood cannot take, where values are known.
+        ValueError: data that the likelihood cannot take, or a state whose scale is not positive
+            definite, where values are known.
     """
-    return _update(state, sound(state, episodes), forgetting, 1.0, local)
+    keep = like(state, forgetting)
+    return _update(state, sound(state, episodes), keep, None, local)
 
 
 def natural_step(
@@ -138,14 +146,18 @@ def natural_step(
         rate: in (0, 1].
         num_episodes: how many there are in all.
     """
-    episodes = sound(state, episodes)
-    seen = jnp.sum(nonempty(episodes))
-    weight = rate * num_episodes / jnp.maximum(seen, 1)
-    return _update(state, episodes, 1 - rate, weight, local)
+    keep, total = like(state, 1 - rate), like(state, rate * num_episodes)
+    return _update(state, sound(state, episodes), keep, total, local)
+
+
+def like(state: State, number: ArrayLike) -> Float[Array, ""]:
+    """Returns a number as an array of the state's precision: another one compiles nothing."""
+    return jnp.asarray(number, jax.tree.leaves(state.posterior)[0].dtype)
 
 
 def sound(state: State, episodes: Episode) -> Episode:
-    """Returns the episodes on one leading axis, checked, with their inputs embedded."""
+    """Returns the episodes on one leading axis, checked as the state is, with inputs embedded."""
+    checked(state, "state")
     if episodes.mask.ndim == 0:
         raise ValueError("episodes: a mask without axes came, (..., k) was expected")
     lead = episodes.mask.ndim - 1
@@ -194,11 +206,20 @@ def blend(
 
 @eqx.filter_jit
 def _update(
-    state: State, episodes: Episode, keep: ArrayLike, weight: ArrayLike, local: Local
+    state: State,
+    episodes: Episode,
+    keep: Float[Array, ""],
+    total: Float[Array, ""] | None,
+    local: Local,
 ) -> tuple[State, Info]:
+    """Returns the state after a blend with episodes that count for `total` ones, or for as many as
+    have data."""
     network, prior, posterior, count = state
     found = fit_locals(network, posterior.loc, posterior.expected_precision(), episodes, local)
     there = nonempty(episodes)
-    posterior = blend(prior, posterior, keep, jnp.where(there, weight, 0.0), found)
+    weights = there.astype(keep.dtype)
+    if total is not None:
+        weights = weights * total / jnp.maximum(jnp.sum(weights), 1)
+    posterior = blend(prior, posterior, keep, weights, found)
     info = Info(found.log_evidence, posterior.kl(prior))
     return State(network, prior, posterior, count + jnp.sum(there)), info

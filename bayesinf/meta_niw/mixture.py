@@ -17,12 +17,22 @@ from jax.scipy.special import digamma, gammaln, logsumexp
 from jaxtyping import ArrayLike, Float
 
 from bayesinf.distributions.niw import NormalInverseWishart
+from bayesinf.distributions.operators import positive
 from bayesinf.meta_niw import task_prior
 from bayesinf.meta_niw.cavi import uncertainty
 from bayesinf.meta_niw.episodes import Episode
-from bayesinf.meta_niw.learner import LAPLACE, Local, State, blend, fit_locals, nonempty, sound
+from bayesinf.meta_niw.learner import (
+    LAPLACE,
+    Local,
+    State,
+    blend,
+    fit_locals,
+    like,
+    nonempty,
+    sound,
+)
 from bayesinf.meta_niw.task_prior import TaskPrior
-from bayesinf.types import Key, calibrated, law
+from bayesinf.types import Key, no_law
 
 
 class Clusters(NamedTuple):
@@ -39,6 +49,13 @@ class Clusters(NamedTuple):
     def log_shares(self) -> Float[Array, " c"]:
         """Returns the log of the expected shares."""
         return jnp.log(self.concentration) - jnp.log(jnp.sum(self.concentration))
+
+    def check_values(self, name: str) -> None:
+        """Raises `ValueError` for values that are no clusters; `bayesinf.types.checked` asks."""
+        positive(f"{name}.concentration", self.concentration)
+        for i in range(len(self.concentration)):
+            part = jax.tree.map(lambda leaf, i=i: leaf[i], self.parts)
+            part.check_values(f"{name}.parts[{i}]")
 
 
 class Info(NamedTuple):
@@ -97,7 +114,7 @@ def cluster(
     return _cluster(key, state, episodes, num_clusters, jnp.asarray(concentration), local)
 
 
-@law(calibrated)
+@no_law("an approximation, which shares every episode out by itself; its bound is reported")
 def update(
     state: State, episodes: Episode, forgetting: ArrayLike = 1.0, local: Local = LAPLACE
 ) -> tuple[State, Info]:
@@ -106,26 +123,24 @@ def update(
     Args:
         state: of `cluster`.
         episodes, forgetting, local: as in `learner.update`.
-
-    Law: calibrated, up to the factorised form of the posterior.
     """
-    return _update(state, sound(state, episodes), forgetting, local)
+    return _update(state, sound(state, episodes), like(state, forgetting), local)
 
 
-@law(calibrated)
+@no_law("an approximation, which shares every episode out by itself; its bound is reported")
 def cavi(
     state: State, episodes: Episode, num_steps: int = 50, local: Local = LAPLACE
 ) -> tuple[State, Float[Array, " t"]]:
     """Returns the state after coordinate ascent on the bound on all episodes' log evidence, and the
     bound before every step, which never falls where the local fit is exact.
-
-    Law: calibrated, up to the factorised form of the posterior.
     """
     return _cavi(state, sound(state, episodes), num_steps, local)
 
 
 @eqx.filter_jit
-def _update(state: State, episodes: Episode, keep: ArrayLike, local: Local) -> tuple[State, Info]:
+def _update(
+    state: State, episodes: Episode, keep: Float[Array, ""], local: Local
+) -> tuple[State, Info]:
     posterior, info = _step(state, episodes, keep, local)
     count = state.count + jnp.sum(nonempty(episodes))
     return state._replace(posterior=posterior, count=count), info

@@ -89,6 +89,11 @@ class Model(eqx.Module):
             )
         return found.reshape(x.shape[0], -1)
 
+    def log_likelihood(self, theta: Float[Array, " d"], episode: Episode) -> Float[Array, ""]:
+        """Returns the log density of the rows that are there."""
+        rows = jax.vmap(self.likelihood.log_prob)(self.outputs(theta, episode.x), episode.y)
+        return jnp.sum(jnp.where(episode.mask, rows, 0))
+
     def sound(self, episodes: Episode) -> Episode:
         """Returns the episodes without what the likelihood cannot take, their inputs embedded.
 

@@ -18,9 +18,10 @@ from jax import Array
 from jaxtyping import Float
 
 from bayesinf.distributions.niw import NormalInverseWishart
+from bayesinf.meta_niw.conditioned import LocalPosterior
 from bayesinf.meta_niw.episodes import Episode
+from bayesinf.meta_niw.gauss_newton import linearize
 from bayesinf.meta_niw.learner import LAPLACE, Local, State, sound
-from bayesinf.meta_niw.local import LocalPosterior, linearize
 from bayesinf.meta_niw.model import Model
 
 
@@ -45,11 +46,9 @@ def _objective(state: State, episodes: Episode, local: Local) -> Float[Array, " 
 
 def expected_loss(network: Model, local: LocalPosterior, episode: Episode) -> Float[Array, ""]:
     """Returns E[-log p(D | theta)] under the local posterior, by the quadratic at its mean."""
-    linear = linearize(network, local.mean, episode)
-    rows = jax.vmap(network.likelihood.log_prob)(linear.outputs, episode.y)
-    information = linear.factor.reshape(-1, local.dim)
+    information = linearize(network, local.mean, episode).factor.reshape(-1, local.dim)
     spread = jnp.trace(local.covariance_of(information))
-    return 0.5 * spread - jnp.sum(jnp.where(episode.mask, rows, 0))
+    return 0.5 * spread - network.log_likelihood(local.mean, episode)
 
 
 def expected_kl(niw: NormalInverseWishart, local: LocalPosterior) -> Float[Array, ""]:

@@ -14,8 +14,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bayesinf.distributions.covariance import Diagonal
+from bayesinf.meta_niw.conditioned import LocalPosterior, Spread
 from bayesinf.meta_niw.episodes import Episode
-from bayesinf.meta_niw.local import LocalPosterior, Spread, log_joint
 from bayesinf.meta_niw.model import Model
 from bayesinf.types import Key, no_law
 
@@ -50,7 +50,7 @@ class SGLD(eqx.Module):
         self, model: Model, loc: Float[Array, " d"], cov: Spread, episode: Episode
     ) -> LocalPosterior:
         def log_likelihood(theta):
-            return log_joint(model, theta, episode, jnp.zeros_like(loc), jnp.zeros_like(loc))
+            return model.log_likelihood(theta, episode)
 
         def step(carry, inputs):
             theta, total, square = carry

@@ -12,8 +12,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bayesinf.distributions.covariance import Diagonal
+from bayesinf.meta_niw.conditioned import LocalPosterior, Spread
 from bayesinf.meta_niw.episodes import Episode
-from bayesinf.meta_niw.local import LocalPosterior, Spread, log_joint
 from bayesinf.meta_niw.model import Model
 from bayesinf.types import Key, no_law
 
@@ -51,7 +51,7 @@ class SVI(eqx.Module):
             model, loc, cov, scale = held
             shift, sd = scale * q[0], scale * jnp.exp(q[1])
             draws = loc + shift + sd * noise
-            rows = jax.vmap(lambda theta: log_joint(model, theta, episode, zero, zero))(draws)
+            rows = jax.vmap(lambda theta: model.log_likelihood(theta, episode))(draws)
             quadratic = cov.trace_solve(Diagonal(sd**2)) + shift @ cov.solve(shift) - loc.size
             kl = 0.5 * quadratic + cov.half_log_det() - jnp.sum(jnp.log(sd))
             return jnp.mean(rows) - kl

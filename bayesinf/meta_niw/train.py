@@ -1,6 +1,7 @@
 """Deep empirical Bayes: the network and the tasks' mean and covariance by gradients."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from bayesinf import training
-from bayesinf.distributions.covariance import Diagonal, Full, LowRank, each
+from bayesinf.distributions.covariance import Full, each
 from bayesinf.distributions.niw import NormalInverseWishart
 from bayesinf.meta_niw.adapt import adapt, log_evidence, predict
 from bayesinf.meta_niw.episodes import Episode
@@ -96,23 +97,14 @@ def train(
     return assembled(network), history
 
 
-def _free(scale: Any) -> Any:
-    """Returns a covariance in coordinates without bounds: what must be positive by its log."""
+def _on_positive(function: Callable[[Array], Array], scale: Any) -> Any:
+    """Returns a covariance with a function taken of what must be positive: by its log a covariance
+    is in coordinates without bounds, and `exp` is the way back."""
     if isinstance(scale, Full):
-        return Full(_on_diagonal(jnp.log, scale.chol))
-    if isinstance(scale, Diagonal):
-        return Diagonal(jnp.log(scale.diag))
-    return LowRank(scale.factor, jnp.log(scale.diag))
+        diagonal = jnp.diag(function(jnp.diagonal(scale.chol)))
+        return Full(jnp.tril(scale.chol, -1) + diagonal)
+    return eqx.tree_at(lambda scale: scale.diag, scale, replace_fn=function)
 
 
-def _positive(scale: Any) -> Any:
-    """Returns the covariance that `_free` made free."""
-    if isinstance(scale, Full):
-        return Full(_on_diagonal(jnp.exp, scale.chol))
-    if isinstance(scale, Diagonal):
-        return Diagonal(jnp.exp(scale.diag))
-    return LowRank(scale.factor, jnp.exp(scale.diag))
-
-
-def _on_diagonal(function: Callable, chol: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    return jnp.tril(chol, -1) + jnp.diag(function(jnp.diagonal(chol)))
+_free = partial(_on_positive, jnp.log)
+_positive = partial(_on_positive, jnp.exp)

@@ -76,9 +76,10 @@ def evidence(key, groups):
     state, episodes = learner(within_noise(groups)), batch(groups)
     best, _ = meta_niw.cavi(state, episodes, 200, EXACT)
     bound = float(meta_niw.elbo(best, episodes, EXACT))
-    exact = meta_niw.chib(
-        key, state, episodes, num_chains=4, num_warmup=50, num_samples=200, local=EXACT
+    draws = meta_niw.gibbs(
+        key, state, episodes, num_warmup=50, num_samples=200, local=EXACT, progress=False
     )
+    exact = meta_niw.chib(state, episodes, draws, EXACT)
     return {
         "log_evidence": exact.log_evidence,
         "standard_error": exact.standard_error,

@@ -141,12 +141,18 @@ def test_oracle_local_optimum_is_that_of_a_search(x64):
     point = minimize(loss, point, method="Newton-CG", jac=gradient(loss), options={"xtol": 1e-13}).x
     chol = np.zeros((3, 3))
     chol[rows] = point[3:]
-    found = EXACT(state.model, niw.loc, niw.expected_precision(), one)
-    np.testing.assert_allclose(found.mean, point[:3], atol=1e-7)
-    np.testing.assert_allclose(found.dense(), chol @ chol.T, atol=1e-7)
+    mean, cov = fit_one(state, niw.expected_precision(), one)
+    np.testing.assert_allclose(mean, point[:3], atol=1e-7)
+    np.testing.assert_allclose(cov, chol @ chol.T, atol=1e-7)
     # The control: the mode, the paper's prior at test time.
-    narrow = EXACT(state.model, niw.loc, niw.mode_covariance(), one)
-    assert np.abs(np.asarray(narrow.mean) - point[:3]).max() > 1e-3
+    narrow, _ = fit_one(state, niw.mode_covariance(), one)
+    assert np.abs(narrow - point[:3]).max() > 1e-3
+
+
+@eqx.filter_jit
+def fit_one(state, cov, one):
+    found = EXACT(state.model, state.posterior.loc, cov, one)
+    return found.mean, found.dense()
 
 
 def gradient(f, step=1e-5):
@@ -160,6 +166,15 @@ def gradient(f, step=1e-5):
     return slope
 
 
+@eqx.filter_jit
+def natural(state):
+    return state.posterior.natural()
+
+
+def pick(episodes, rows):
+    return jax.tree.map(lambda leaf: leaf[rows], episodes)
+
+
 def close(a, b, tolerance=1e-10):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
@@ -169,14 +184,24 @@ def test_exact_order_padding_jit_and_empty_episodes_change_nothing(x64):
     state, episodes = learner(), family(12)
     whole, info = meta_niw.update(state, episodes, local=EXACT)
     order = np.random.default_rng(1).permutation(12)
-    shuffled, _ = meta_niw.update(
-        state, jax.tree.map(lambda rows: rows[order], episodes), local=EXACT
-    )
+    shuffled, _ = meta_niw.update(state, pick(episodes, order), local=EXACT)
     close(whole.posterior, shuffled.posterior)
+    # The control: one call after another, each of which fits under what the last one learned.
+    streams = [state, state]
+    for index in range(0, 12, 6):
+        for at, indices in enumerate((np.arange(12), order)):
+            part = pick(episodes, indices[index : index + 6])
+            streams[at] = meta_niw.update(streams[at], part, local=EXACT)[0]
+    with pytest.raises(AssertionError):
+        close(*(each.posterior for each in streams))
+    # The control: the rows that a mask hides are counted.
+    told = episodes._replace(mask=jnp.ones_like(episodes.mask))
+    with pytest.raises(AssertionError):
+        close(whole.posterior, meta_niw.update(state, told, local=EXACT)[0].posterior)
     jitted, _ = jax.jit(lambda s, e: meta_niw.update(s, e, local=EXACT))(state, episodes)
     close(whole.posterior, jitted.posterior)
     # Two episodes without data, whose rows hold anything, and a leading axis more.
-    hidden = jax.tree.map(lambda rows: rows[:2], episodes)._replace(mask=jnp.zeros((2, 4), bool))
+    hidden = pick(episodes, np.arange(2))._replace(mask=jnp.zeros((2, 4), bool))
     longer = jax.tree.map(
         lambda *rows: jnp.concatenate(rows).reshape(2, 7, *rows[0].shape[1:]), episodes, hidden
     )
@@ -190,35 +215,51 @@ def test_exact_order_padding_jit_and_empty_episodes_change_nothing(x64):
 
 def test_exact_a_thousand_ragged_episodes_add_up_in_one_call(x64):
     state, episodes = learner(), family(1000, rows=10)
-    whole, info = jax.jit(lambda s, e: meta_niw.update(s, e, local=EXACT))(state, episodes)
+    whole, info = meta_niw.update(state, episodes, local=EXACT)
     assert np.isfinite(info.log_evidence).all()
     assert int(whole.count) == 1000
-    prior = state.prior.natural()
+    prior = natural(state)
     gains = []
-    for part in (slice(0, 300), slice(300, 1000)):
-        new, _ = meta_niw.update(
-            state, jax.tree.map(lambda rows, part=part: rows[part], episodes), local=EXACT
-        )
-        gains.append(jax.tree.map(jnp.subtract, new.posterior.natural(), prior))
+    for part in (slice(0, 500), slice(500, 1000)):
+        new, _ = meta_niw.update(state, pick(episodes, part), local=EXACT)
+        gains.append(jax.tree.map(np.subtract, natural(new), prior))
     total = jax.tree.map(lambda a, b, c: a + b + c, prior, *gains)
-    close(total, whole.posterior.natural(), 1e-9)
+    close(total, natural(whole), 1e-9)
+    with pytest.raises(AssertionError):  # the control: the prior counted with every part
+        close(jax.tree.map(np.add, total, prior), natural(whole), 1e-9)
 
 
 def test_exact_forgetting_falls_back_towards_the_prior(x64):
     state, episodes = learner(), family(12)
     once, _ = meta_niw.update(state, episodes, local=EXACT)
-    twice, _ = meta_niw.update(once, episodes, forgetting=0.25, local=EXACT)
     kept, _ = meta_niw.update(once, episodes, local=EXACT)
+
+    def twice(forgetting):
+        return meta_niw.update(once, episodes, forgetting=forgetting, local=EXACT)[0]
+
     # What was known is kept to a quarter, and the prior makes up the rest.
     mixed = jax.tree.map(
         lambda prior, before, after: after - 0.75 * (before - prior),
-        state.prior.natural(),
-        once.posterior.natural(),
-        kept.posterior.natural(),
+        *map(natural, (state, once, kept)),
     )
-    close(mixed, twice.posterior.natural(), 1e-9)
-    df = state.prior.df + 12 * (1 + 0.25)
-    np.testing.assert_allclose(twice.posterior.df, df)
+    close(mixed, natural(twice(0.25)), 1e-9)
+    np.testing.assert_allclose(twice(0.25).posterior.df, state.prior.df + 12 * (1 + 0.25))
+    with pytest.raises(AssertionError):  # the control: kept to more than a quarter
+        close(mixed, natural(twice(0.26)), 1e-9)
+
+
+def test_a_new_rate_compiles_nothing():
+    traced = []
+
+    def local(*given):
+        traced.append(1)
+        return EXACT(*given)
+
+    state, episodes = learner(), family(3)
+    for rate in (0.5, 0.25):
+        meta_niw.update(state, episodes, rate, local)
+        meta_niw.natural_step(state, episodes, rate, 10 / rate, local)
+    assert len(traced) == 2
 
 
 def test_stat_several_passes_come_to_the_batch_solution(x64):
@@ -243,12 +284,12 @@ def test_stat_several_passes_come_to_the_batch_solution(x64):
         scale, exact = (np.asarray(s.posterior.scale.dense()) for s in (found, batch))
         return np.linalg.norm(scale - exact) / np.linalg.norm(exact)
 
-    found = stream(state, float(num))
+    found = stream(state, jnp.asarray(float(num)))
     assert distance(found) < 0.03
     np.testing.assert_allclose(found.posterior.loc, batch.posterior.loc, atol=0.02)
     np.testing.assert_allclose(found.posterior.df, batch.posterior.df, rtol=1e-6)
     # The control: a step that takes the batch for all episodes.
-    assert distance(stream(state, float(size))) > 0.5
+    assert distance(stream(state, jnp.asarray(float(size)))) > 0.5
 
 
 def test_blend_is_what_is_differentiated(x64):
@@ -261,9 +302,9 @@ def test_blend_is_what_is_differentiated(x64):
         found = fit_locals(state.model, niw.loc, cov, episodes, EXACT)
         return jnp.sum(blend(niw, niw, 1.0, jnp.ones(4), found).scale.dense())
 
-    slope = jax.grad(strength)(1.0)
-    step = (strength(1 + 1e-6) - strength(1 - 1e-6)) / 2e-6
-    np.testing.assert_allclose(slope, step, rtol=1e-6)
+    both = jax.jit(jax.value_and_grad(strength))
+    step = (both(1 + 1e-6)[0] - both(1 - 1e-6)[0]) / 2e-6
+    np.testing.assert_allclose(both(1.0)[1], step, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -287,3 +328,25 @@ def test_data_that_cannot_be_are_named():
     state, episodes = learner(), family(3)
     with pytest.raises(ValueError, match="y: nan came"):
         meta_niw.update(state, episodes._replace(y=episodes.y.at[1, 0].set(jnp.nan)))
+
+
+def test_a_state_that_cannot_be_is_named():
+    state, episodes = learner(), family(3)
+    chol = -state.posterior.scale.chol
+    broken = eqx.tree_at(lambda state: state.posterior.scale.chol, state, chol)
+    for take in (meta_niw.update, meta_niw.cavi, meta_niw.adapt):
+        with pytest.raises(ValueError, match=r"state.posterior.scale.chol: diagonal: -.* came"):
+            take(broken, episodes)
+
+
+def test_learners_are_stacked_by_vmap():
+    """Values are looked at where they are known, which in a trace they are not."""
+
+    def fresh(strength):
+        prior = NormalInverseWishart(jnp.zeros(3), strength, 5.0, full(np.eye(3)))
+        return meta_niw.init(prior, linear, jnp.zeros(3), Gaussian(NOISE))
+
+    states = jax.vmap(fresh)(jnp.array([0.5, 2.0]))
+    np.testing.assert_array_equal(states.posterior.strength, [0.5, 2.0])
+    with pytest.raises(ValueError, match=r"prior.strength: -1.0 came"):
+        fresh(-1.0)

@@ -11,8 +11,8 @@ from bayesinf.meta_niw.likelihoods import (
     Gaussian,
     Poisson,
     StudentT,
-    normal_nodes,
 )
+from bayesinf.meta_niw.likelihoods.nodes import normal_nodes
 
 # A likelihood, some outputs, and every y with its SciPy probability; or for real y the density.
 F = np.array([0.7, -1.1, 0.4])
