@@ -4,7 +4,7 @@
 block with a law is left out.
 """
 
-from bayesinf.laws import continuous, learned, mcmc, smc, trajectories
+from bayesinf.laws import continuous, learned, mcmc, meta_niw, smc, trajectories
 from bayesinf.laws.row import FULL, QUICK, Row, Sizes
 
 __all__ = ["FULL", "QUICK", "Row", "Sizes", "rows"]
@@ -13,4 +13,5 @@ __all__ = ["FULL", "QUICK", "Row", "Sizes", "rows"]
 def rows(sizes: Sizes = QUICK) -> list[Row]:
     """Returns the table at these sizes."""
     finite = [part.rows(sizes) for part in (mcmc, smc, trajectories)]
-    return [row for part in (*finite, continuous.rows(), learned.rows()) for row in part]
+    others = (continuous, learned, meta_niw)
+    return [row for part in (*finite, *(each.rows() for each in others)) for row in part]
