@@ -8,22 +8,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import logsumexp
 from jaxtyping import Float
 from rivals import forward, layers
 from tasks import REACH, Prediction
 
 from bayesinf import meta_niw
-from bayesinf.distributions import gaussian
 from bayesinf.distributions.covariance import Full
 from bayesinf.distributions.niw import NormalInverseWishart
-from bayesinf.linalg import cholesky
 from bayesinf.meta_niw import Episode, Laplace, Model, State, mixture, task_prior
 from bayesinf.meta_niw.likelihoods import Gaussian
 from bayesinf.types import Key
 
 STUDENT_T = mixture.prior_of(task_prior.student_t)
 EXPECTED_PRECISION = mixture.prior_of(task_prior.expected_precision)
+EXACT = Laplace(num_steps=1)
 
 
 class Head(eqx.Module):
@@ -67,28 +65,27 @@ def head(key: Key, width: int, rescale: float, num_clusters: int) -> Head:
     return Head(network, jnp.zeros(num_clusters), loc, root)
 
 
-def log_evidence(family: Head, task: Episode) -> Float[Array, ""]:
-    """Returns the log density of a task under the mixture of Gaussians.
+def learner(family: Head, num_tasks: float, prior_df: float) -> State:
+    """Returns the learner whose prior is what training found, worth `prior_df` degrees of freedom
+    and one task a cluster, of `num_tasks` in their shares."""
 
-    `meta_niw.log_evidence` gives the same for any network; this is the marginal of a linear one
-    written out, of which thousands of gradients are taken.
-    """
-    network = family.model
-    rows = network.features(network.params(network.initial), task.x)
-    noise = network.likelihood.scale**2 * jnp.eye(len(rows))
+    def niw(loc, root):
+        # Training is free to turn a column's sign, of which the covariance knows nothing.
+        chol = jnp.tril(root) * jnp.sign(jnp.diagonal(root))
+        return NormalInverseWishart(loc, 1.0, prior_df, Full(jnp.sqrt(prior_df) * chol))
 
-    def one(loc, root):
-        spread = rows @ jnp.tril(root)
-        return gaussian(rows @ loc, cholesky(spread @ spread.T + noise)).log_prob(task.y)
-
-    log_densities = jax.vmap(one)(family.loc, family.root)
-    return logsumexp(jax.nn.log_softmax(family.logits) + log_densities)
+    shares = num_tasks * jax.nn.softmax(family.logits)
+    prior = mixture.Clusters(shares, jax.vmap(niw)(family.loc, family.root))
+    return State(family.model, prior, prior, jnp.zeros((), int))
 
 
 def evidence_loss(family: Head, examples: tuple[Episode, Episode]) -> Float[Array, ""]:
-    """Returns minus the mean log evidence of whole tasks, a row."""
+    """Returns minus the mean log evidence of whole tasks, a row, under the mixture of Gaussians."""
     tasks = examples[1]
-    return -jnp.mean(jax.vmap(log_evidence, (None, 0))(family, tasks)) / tasks.x.shape[1]
+    # Of the degrees of freedom the expected precision knows nothing.
+    state = learner(family, 1.0, family.loc.shape[1] + 1.0)
+    found = meta_niw.log_evidence(state, tasks, EXPECTED_PRECISION, EXACT)
+    return -jnp.mean(found) / tasks.x.shape[1]
 
 
 def held_out_evidence(family: Head, tasks: Episode) -> Float[Array, ""]:
@@ -99,19 +96,9 @@ def held_out_evidence(family: Head, tasks: Episode) -> Float[Array, ""]:
 def closed_step(family: Head, tasks: Episode, prior_df: float) -> State:
     """Returns the learner after the conjugate step of every cluster over the training tasks.
 
-    The prior of a cluster is worth `prior_df` degrees of freedom and one task around what training
-    found; each task counts in each cluster as the evidence shares it.
+    Each task counts in each cluster as the evidence shares it.
     """
-
-    def niw(loc, root):
-        # Training is free to turn a column's sign, of which the covariance knows nothing.
-        chol = jnp.tril(root) * jnp.sign(jnp.diagonal(root))
-        return NormalInverseWishart(loc, 1.0, prior_df, Full(jnp.sqrt(prior_df) * chol))
-
-    shares = len(tasks.x) * jax.nn.softmax(family.logits)
-    prior = mixture.Clusters(shares, jax.vmap(niw)(family.loc, family.root))
-    begun = State(family.model, prior, prior, jnp.zeros((), int))
-    return mixture.update(begun, tasks, 0.0, Laplace(num_steps=1))[0]
+    return mixture.update(learner(family, len(tasks.x), prior_df), tasks, 0.0, EXACT)[0]
 
 
 class Predictor(eqx.Module):
@@ -120,7 +107,7 @@ class Predictor(eqx.Module):
     state: State
 
     def __call__(self, support: Episode, x: Float[Array, " q"]) -> Prediction:
-        posterior = meta_niw.adapt(self.state, support, STUDENT_T, Laplace(num_steps=1))
+        posterior = meta_niw.adapt(self.state, support, STUDENT_T, EXACT)
         found = meta_niw.predict(posterior, x)
         variance = found.output_covs[..., 0, 0] + found.likelihood.scale**2
         return Prediction(found.log_weights, found.output_means[..., 0], jnp.sqrt(variance))
