@@ -21,6 +21,9 @@ from bayesinf.mcmc.state import (
 from bayesinf.programs.target import Target
 from bayesinf.types import Key, invariant, law
 
+# Leaves whose uniforms are drawn at once: a hash a leaf would cost more than all its arithmetic.
+_BLOCK = 32
+
 
 class _Draw(NamedTuple):
     """A point drawn from a trajectory in proportion to its density."""
@@ -48,14 +51,15 @@ class _Loop(NamedTuple):
     """The loop's state: the tree so far, and the subtree that is to double it.
 
     Attributes:
-        ends: the first and last point of the tree, stacked.
+        first, last: the points at the tree's ends.
         head: the point from which the subtree goes on.
         starts, totals: for each level of the subtree that is open, the momentum at its first leaf
             and the sum up to there.
     """
 
     tree: _Tree
-    ends: Point
+    first: Point
+    last: Point
     subtree: _Tree
     head: Point
     starts: Float[Array, "depth d"]
@@ -99,46 +103,58 @@ class NUTS(eqx.Module):
         momentum = jax.random.normal(momentum_key, x.shape, x.dtype)
         start = Point(x, momentum, state.parts, state.grads)
         energy = start.energy(target)
-        forwards = jax.random.bernoulli(direction_key, shape=(self.max_depth,)).astype(int)
-        log_uniforms = jnp.log(jax.random.uniform(double_key, (self.max_depth,), x.dtype))
+        forwards = jax.random.bernoulli(direction_key, shape=(self.max_depth,))
+        double_uniforms = jax.random.uniform(double_key, (self.max_depth,), x.dtype)
 
-        def grow(loop: _Loop) -> _Loop:
-            forward = forwards[loop.depth]
-            step_size = jnp.where(forward == 1, self.step_size, -self.step_size)
+        def grow_block(loop: _Loop) -> _Loop:
+            block_key, first = jax.random.fold_in(leaf_key, loop.num_steps), loop.num_steps
+            uniforms = jax.random.uniform(block_key, (_BLOCK,), x.dtype)
+
+            def goes_on(loop):
+                return ~loop.finished & (loop.num_steps < first + _BLOCK)
+
+            def body(loop):
+                return grow(loop, _at(loop.num_steps - first, uniforms))
+
+            return jax.lax.while_loop(goes_on, body, loop)
+
+        def grow(loop: _Loop, uniform: Float[Array, ""]) -> _Loop:
+            forward = _at(loop.depth, forwards)
+            step_size = jnp.where(forward, self.step_size, -self.step_size)
             head = leapfrog(target, unflatten, step_size, self.scale, loop.head)
             log_weight = energy - head.energy(target)
             invalid = jnp.isnan(log_weight)
             log_weight = jnp.where(invalid, -jnp.inf, log_weight)
             diverged = ~(-log_weight < DIVERGENCE)
-            log_uniform = _log_uniform(jax.random.fold_in(leaf_key, loop.num_steps), log_weight)
-            subtree = _add_leaf(loop.subtree, head, log_weight, log_uniform)
+            subtree = _add_leaf(loop.subtree, head, log_weight, uniform)
             starts, totals = _open_levels(loop, head.momentum, subtree.total)
             turned = _closed_level_turned(loop.leaf, starts, totals, head.momentum, subtree.total)
 
             # A finished subtree is taken with its weight relative to what the tree had before.
             whole = (loop.leaf + 1 == 1 << loop.depth) & ~turned & ~diverged
-            swap = whole & (log_uniforms[loop.depth] < subtree.log_weight - loop.tree.log_weight)
+            share = jnp.exp(subtree.log_weight - loop.tree.log_weight)
+            swap = whole & (_at(loop.depth, double_uniforms) < share)
             grown = _Tree(
                 select(swap, subtree.draw, loop.tree.draw),
                 jnp.logaddexp(subtree.log_weight, loop.tree.log_weight),
                 subtree.total + loop.tree.total,
             )
             tree = select(whole, grown, loop.tree)
-            ends = jax.tree.map(lambda both, one: both.at[forward].set(one), loop.ends, head)
+            first, last = select(forward, loop.first, head), select(forward, head, loop.last)
             depth = jnp.where(whole, loop.depth + 1, loop.depth)
-            last = depth == self.max_depth
-            full_turn = whole & _turned(ends.momentum[0], ends.momentum[1], tree.total)
-            following = forwards[jnp.minimum(depth, self.max_depth - 1)]
+            full_turn = whole & _turned(first.momentum, last.momentum, tree.total)
+            head = select(whole, select(_at(depth, forwards), last, first), head)
             return _Loop(
                 tree,
-                ends,
+                first,
+                last,
                 select(whole, _empty(tree), subtree),
-                select(whole, jax.tree.map(lambda both: both[following], ends), head),
+                head,
                 starts,
                 totals,
                 depth,
                 jnp.where(whole, 0, loop.leaf + 1),
-                turned | diverged | full_turn | last,
+                turned | diverged | full_turn | (depth == self.max_depth),
                 loop.diverged | diverged,
                 loop.invalid | invalid,
                 loop.acceptances + jnp.exp(jnp.minimum(log_weight, 0)),
@@ -150,20 +166,24 @@ class NUTS(eqx.Module):
         zero, false = jnp.zeros((), int), jnp.zeros((), bool)
         loop = _Loop(
             tree,
-            jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start),
+            start,
+            start,
             _empty(tree),
             start,
             *(levels, levels, zero, zero, false, false, false, jnp.zeros_like(energy), zero),
         )
-        loop = jax.lax.while_loop(lambda loop: ~loop.finished, grow, loop)
+        loop = jax.lax.while_loop(lambda loop: ~loop.finished, grow_block, loop)
         draw = loop.tree.draw
         acceptance = loop.acceptances / loop.num_steps.astype(x.dtype)
         info = HamiltonianInfo(acceptance, loop.invalid, loop.diverged, loop.num_steps)
         return GradState(unflatten(draw.x), draw.parts, draw.grads), info
 
 
-def _log_uniform(key: Key, like: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.log(jax.random.uniform(key, (), like.dtype))
+def _at(index: Int[Array, ""], values: Array) -> Array:
+    """Returns a value by a mask: where every chain has an index of its own, gathers and scatters
+    cost the loop more than all its arithmetic."""
+    here = jnp.arange(len(values)) == index
+    return jnp.sum(jnp.where(here, values, jnp.zeros_like(values)), dtype=values.dtype)
 
 
 def _empty(tree: _Tree) -> _Tree:
@@ -172,10 +192,10 @@ def _empty(tree: _Tree) -> _Tree:
     )
 
 
-def _add_leaf(tree: _Tree, point: Point, log_weight, log_uniform) -> _Tree:
+def _add_leaf(tree: _Tree, point: Point, log_weight, uniform) -> _Tree:
     """Returns the tree with one more point, which is its draw with its share of the weight."""
     total = jnp.logaddexp(tree.log_weight, log_weight)
-    chosen = log_uniform < log_weight - total
+    chosen = uniform < jnp.exp(log_weight - total)
     draw = select(chosen, _Draw(point.x, point.parts, point.grads), tree.draw)
     return _Tree(draw, total, tree.total + point.momentum)
 
@@ -183,10 +203,10 @@ def _add_leaf(tree: _Tree, point: Point, log_weight, log_uniform) -> _Tree:
 def _open_levels(loop: _Loop, momentum, total):
     """Returns the open levels after this leaf: an even leaf opens the one of its number of ones."""
     level = population_count(loop.leaf >> 1)
-    opens = loop.leaf % 2 == 0
+    opens = (loop.leaf % 2 == 0) & (jnp.arange(len(loop.starts)) == level)
     return (
-        loop.starts.at[level].set(jnp.where(opens, momentum, loop.starts[level])),
-        loop.totals.at[level].set(jnp.where(opens, total, loop.totals[level])),
+        jnp.where(opens[:, None], momentum, loop.starts),
+        jnp.where(opens[:, None], total, loop.totals),
     )
 
 
