@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from jax.lax import population_count
 from jaxtyping import Bool, Float, Int, PyTree
 
@@ -25,24 +26,16 @@ from bayesinf.types import Key, invariant, law
 _BLOCK = 32
 
 
-class _Draw(NamedTuple):
-    """A point drawn from a trajectory in proportion to its density."""
-
-    x: Float[Array, " d"]
-    parts: Float[Array, " n"]
-    grads: Float[Array, "n d"]
-
-
 class _Tree(NamedTuple):
     """What is kept of a stretch of trajectory.
 
     Attributes:
-        draw: one of its points.
+        draw: one of its points, in proportion to their density.
         log_weight: log of the sum of `exp(-energy)` over its points, relative to the start.
         total: sum of its points' momenta.
     """
 
-    draw: _Draw
+    draw: Float[Array, " p"]
     log_weight: Float[Array, ""]
     total: Float[Array, " d"]
 
@@ -50,22 +43,22 @@ class _Tree(NamedTuple):
 class _Loop(NamedTuple):
     """The loop's state: the tree so far, and the subtree that is to double it.
 
+    A point is one vector here, since what is selected or copied costs the loop by the array.
+
     Attributes:
         first, last: the points at the tree's ends.
         head: the point from which the subtree goes on.
-        starts, totals: for each level of the subtree that is open, the momentum at its first leaf
-            and the sum up to there.
+        levels: for each level of the subtree that is open, the momentum at its first leaf and the
+            sum of the momenta up to there.
     """
 
     tree: _Tree
-    first: Point
-    last: Point
+    first: Float[Array, " p"]
+    last: Float[Array, " p"]
     subtree: _Tree
-    head: Point
-    starts: Float[Array, "depth d"]
-    totals: Float[Array, "depth d"]
+    head: Float[Array, " p"]
+    levels: Float[Array, "depth 2 d"]
     depth: Int[Array, ""]
-    leaf: Int[Array, ""]
     finished: Bool[Array, ""]
     diverged: Bool[Array, ""]
     invalid: Bool[Array, ""]
@@ -103,6 +96,7 @@ class NUTS(eqx.Module):
         momentum = jax.random.normal(momentum_key, x.shape, x.dtype)
         start = Point(x, momentum, state.parts, state.grads)
         energy = start.energy(target)
+        begin, unpack = ravel_pytree(start)
         forwards = jax.random.bernoulli(direction_key, shape=(self.max_depth,))
         double_uniforms = jax.random.uniform(double_key, (self.max_depth,), x.dtype)
 
@@ -121,17 +115,19 @@ class NUTS(eqx.Module):
         def grow(loop: _Loop, uniform: Float[Array, ""]) -> _Loop:
             forward = _at(loop.depth, forwards)
             step_size = jnp.where(forward, self.step_size, -self.step_size)
-            head = leapfrog(target, unflatten, step_size, self.scale, loop.head)
-            log_weight = energy - head.energy(target)
+            point = leapfrog(target, unflatten, step_size, self.scale, unpack(loop.head))
+            head, momentum = ravel_pytree(point)[0], point.momentum
+            log_weight = energy - point.energy(target)
             invalid = jnp.isnan(log_weight)
             log_weight = jnp.where(invalid, -jnp.inf, log_weight)
             diverged = ~(-log_weight < DIVERGENCE)
-            subtree = _add_leaf(loop.subtree, head, log_weight, uniform)
-            starts, totals = _open_levels(loop, head.momentum, subtree.total)
-            turned = _closed_level_turned(loop.leaf, starts, totals, head.momentum, subtree.total)
+            subtree = _add_leaf(loop.subtree, head, momentum, log_weight, uniform)
+            leaf = loop.num_steps + 1 - (1 << loop.depth)  # of the subtree, from 0
+            levels = _open_level(leaf, loop.levels, momentum, subtree.total)
+            turned = _closed_level_turned(leaf, levels, momentum, subtree.total)
 
             # A finished subtree is taken with its weight relative to what the tree had before.
-            whole = (loop.leaf + 1 == 1 << loop.depth) & ~turned & ~diverged
+            whole = (leaf + 1 == 1 << loop.depth) & ~turned & ~diverged
             share = jnp.exp(subtree.log_weight - loop.tree.log_weight)
             swap = whole & (_at(loop.depth, double_uniforms) < share)
             grown = _Tree(
@@ -142,7 +138,7 @@ class NUTS(eqx.Module):
             tree = select(whole, grown, loop.tree)
             first, last = select(forward, loop.first, head), select(forward, head, loop.last)
             depth = jnp.where(whole, loop.depth + 1, loop.depth)
-            full_turn = whole & _turned(first.momentum, last.momentum, tree.total)
+            full_turn = whole & _turned(unpack(first).momentum, unpack(last).momentum, tree.total)
             head = select(whole, select(_at(depth, forwards), last, first), head)
             return _Loop(
                 tree,
@@ -150,10 +146,8 @@ class NUTS(eqx.Module):
                 last,
                 select(whole, _empty(tree), subtree),
                 head,
-                starts,
-                totals,
+                levels,
                 depth,
-                jnp.where(whole, 0, loop.leaf + 1),
                 turned | diverged | full_turn | (depth == self.max_depth),
                 loop.diverged | diverged,
                 loop.invalid | invalid,
@@ -161,19 +155,19 @@ class NUTS(eqx.Module):
                 loop.num_steps + 1,
             )
 
-        tree = _Tree(_Draw(x, state.parts, state.grads), jnp.zeros_like(energy), momentum)
-        levels = jnp.zeros((self.max_depth, *x.shape), x.dtype)
+        tree = _Tree(begin, jnp.zeros_like(energy), momentum)
+        levels = jnp.zeros((self.max_depth, 2, x.size), x.dtype)
         zero, false = jnp.zeros((), int), jnp.zeros((), bool)
         loop = _Loop(
             tree,
-            start,
-            start,
+            begin,
+            begin,
             _empty(tree),
-            start,
-            *(levels, levels, zero, zero, false, false, false, jnp.zeros_like(energy), zero),
+            begin,
+            *(levels, zero, false, false, false, jnp.zeros_like(energy), zero),
         )
         loop = jax.lax.while_loop(lambda loop: ~loop.finished, grow_block, loop)
-        draw = loop.tree.draw
+        draw = unpack(loop.tree.draw)
         acceptance = loop.acceptances / loop.num_steps.astype(x.dtype)
         info = HamiltonianInfo(acceptance, loop.invalid, loop.diverged, loop.num_steps)
         return GradState(unflatten(draw.x), draw.parts, draw.grads), info
@@ -192,35 +186,30 @@ def _empty(tree: _Tree) -> _Tree:
     )
 
 
-def _add_leaf(tree: _Tree, point: Point, log_weight, uniform) -> _Tree:
+def _add_leaf(tree: _Tree, point, momentum, log_weight, uniform) -> _Tree:
     """Returns the tree with one more point, which is its draw with its share of the weight."""
     total = jnp.logaddexp(tree.log_weight, log_weight)
     chosen = uniform < jnp.exp(log_weight - total)
-    draw = select(chosen, _Draw(point.x, point.parts, point.grads), tree.draw)
-    return _Tree(draw, total, tree.total + point.momentum)
+    return _Tree(jnp.where(chosen, point, tree.draw), total, tree.total + momentum)
 
 
-def _open_levels(loop: _Loop, momentum, total):
+def _open_level(leaf, levels, momentum, total) -> Float[Array, "depth 2 d"]:
     """Returns the open levels after this leaf: an even leaf opens the one of its number of ones."""
-    level = population_count(loop.leaf >> 1)
-    opens = (loop.leaf % 2 == 0) & (jnp.arange(len(loop.starts)) == level)
-    return (
-        jnp.where(opens[:, None], momentum, loop.starts),
-        jnp.where(opens[:, None], total, loop.totals),
-    )
+    opens = (leaf % 2 == 0) & (jnp.arange(len(levels)) == population_count(leaf >> 1))
+    return jnp.where(opens[:, None, None], jnp.stack([momentum, total]), levels)
 
 
-def _closed_level_turned(leaf, starts, totals, momentum, total) -> Bool[Array, ""]:
+def _closed_level_turned(leaf, levels, momentum, total) -> Bool[Array, ""]:
     """Returns whether a balanced subtree that ends at this leaf has turned.
 
     An odd leaf closes as many as it has ones at its end in binary.
     """
     highest = population_count(leaf >> 1)
     num_closed = population_count(leaf & ~(leaf + 1))
-    level = jnp.arange(starts.shape[0])
+    level = jnp.arange(len(levels))
     closed = (level <= highest) & (level > highest - num_closed)
-    turned = jax.vmap(_turned, (0, None, 0))(starts, momentum, total - totals + starts)
-    return jnp.any(closed & turned)
+    first, before = levels[:, 0], levels[:, 1] - levels[:, 0]
+    return jnp.any(closed & jax.vmap(_turned, (0, None, 0))(first, momentum, total - before))
 
 
 def _turned(first, last, total) -> Bool[Array, ""]:
