@@ -9,10 +9,11 @@ as in `bi.programs.StateSpace`.
 - `smc`: resamplers, particle filters, tempering, particle MCMC.
 - `validation`: whether a block keeps its law, exactly or by independent runs.
 - `laws`: every block of the package with the problem on which its law is checked.
-- `diagnostics`: effective sample size and R-hat of chains.
+- `diagnostics`: effective sample size and R-hat of chains, Pareto k-hat, coverage.
 - `kalman`: the Kalman family behind one call, the exact oracle of the linear-Gaussian case.
 - `transformers_gmm`: the Distribution Transformer, from a mixture prior and readings to a mixture.
 - `meta_niw`: learning from many small tasks by a Normal-Inverse-Wishart posterior.
+- `trust`: fast posteriors corrected, calibrated and guarded.
 - `training`: the one optimisation loop.
 - `fusion`: localising a robot from its odometry and ranges.
 - `plots`: figures; the only place that needs Matplotlib.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         smc,
         training,
         transformers_gmm,
+        trust,
         types,
         validation,
     )
@@ -55,6 +57,7 @@ __all__ = [
     "smc",
     "training",
     "transformers_gmm",
+    "trust",
     "types",
     "validation",
 ]
