@@ -215,4 +215,5 @@ def _closed_level_turned(leaf, levels, momentum, total) -> Bool[Array, ""]:
 def _turned(first, last, total) -> Bool[Array, ""]:
     """Returns whether either end moves against the stretch between them; each counts half."""
     between = total - (first + last) / 2
-    return (first @ between <= 0) | (last @ between <= 0)
+    # Sums fuse with what is around them; products by `@` are calls of their own.
+    return (jnp.sum(first * between) <= 0) | (jnp.sum(last * between) <= 0)

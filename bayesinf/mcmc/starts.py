@@ -39,7 +39,12 @@ def prior_starts(key: Key, program: Any, num: int) -> PyTree:
             f"init: None came with a {type(program).__name__}, which has no prior to draw from; "
             f"positions with a leading axis of {num} were expected"
         )
-    return jax.vmap(program.sample)(jax.random.split(key, num))
+    return _draws(program, jax.random.split(key, num))
+
+
+@eqx.filter_jit
+def _draws(program, keys):
+    return jax.vmap(program.sample)(keys)
 
 
 def check_axis(positions: PyTree, num_chains: int) -> None:

@@ -48,13 +48,11 @@ class Target(eqx.Module):
     def parts_and_grads(self, x: PyTree) -> tuple[Float[Array, " n"], Float[Array, "n d"]]:
         """Returns the log terms at one point and their gradients in its flattened coordinates."""
         flat, unravel = ravel_pytree(x)
-
-        def parts(flat):
-            value = self.parts(unravel(flat))
-            return value, value
-
-        grads, value = jax.jacrev(parts, has_aux=True)(flat)
-        return value, grads
+        value, pull = jax.vjp(lambda flat: self.parts(unravel(flat)), flat)
+        basis = jnp.eye(value.size, dtype=value.dtype)
+        if value.size == 1:  # the usual case, which a batch of one would slow down
+            return value, pull(basis[0])[0][None]
+        return value, jax.vmap(pull)(basis)[0]
 
     def combine_grads(self, grads: Float[Array, "n d"]) -> Float[Array, " d"]:
         """Returns the gradient of the log density, from those of the terms."""
