@@ -12,7 +12,7 @@ NUM_VALIDATION = 18  # of the scripts that are not for the test
 
 
 class Splits(NamedTuple):
-    """Images (classes, 20, 28, 28) in 0 to 1; no script is in two of them."""
+    """Images (classes, 20, 28, 28) in 0 to 255; no script is in two of them."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -35,16 +35,26 @@ def load(cache: Path = CACHE) -> Splits:
     names = np.random.default_rng(5).permutation(np.unique(scripts))
     first = len(names) * 2 // 3
     parts = names[: first - NUM_VALIDATION], names[first - NUM_VALIDATION : first], names[first:]
-    return Splits(*(images[np.isin(scripts, part)].astype(np.float32) / 255 for part in parts))
+    return Splits(*(images[np.isin(scripts, part)] for part in parts))
 
 
 def draw_task(key, images, num_classes: int, shots: int, queries: int) -> Task:
-    """Returns an episode of distinct classes and distinct images."""
+    """Returns an episode of distinct classes and distinct images, scaled to 0 to 1."""
     class_key, *keys = jax.random.split(key, 1 + num_classes)
     chosen = jax.random.choice(class_key, len(images), (num_classes,), replace=False)
 
     def rows(key):
         return jax.random.permutation(key, IMAGES_A_CLASS)[: shots + queries]
 
-    found = images[chosen[:, None], jax.vmap(rows)(jnp.stack(keys))]
+    found = images[chosen[:, None], jax.vmap(rows)(jnp.stack(keys))] / 255
     return Task(found[:, :shots], found[:, shots:])
+
+
+def turn(key, task: Task) -> Task:
+    """Returns the episode with all its images turned by the same random number of quarter turns,
+    as if its letters were of another script."""
+
+    def by(num):
+        return lambda task: jax.tree.map(lambda images: jnp.rot90(images, num, (-2, -1)), task)
+
+    return jax.lax.switch(jax.random.randint(key, (), 0, 4), [by(num) for num in range(4)], task)

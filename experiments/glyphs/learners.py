@@ -54,9 +54,9 @@ def _start(network, key):
     return network.init(key, jnp.zeros((1, 28, 28)))
 
 
-def prototypical() -> Learner:
+def prototypical(num_features: int = FEATURES) -> Learner:
     """Snell, Swersky and Zemel (2017): the class whose mean of features is nearest."""
-    network = Backbone(FEATURES)
+    network = Backbone(num_features)
 
     def log_probs(params, task: Task):
         support, query = (_features(network, params, images) for images in task)
@@ -92,78 +92,50 @@ def maml(rate: float) -> Learner:
             of_class = jnp.arange(num_classes)[:, None, None]
             return -jnp.mean(jnp.take_along_axis(score(inner, task.support), of_class, -1))
 
+        def step(inner, rates):
+            slopes = jax.grad(loss)(inner)
+            return jax.tree.map(lambda w, g, r: w - jnp.exp(r) * g, inner, slopes, rates), None
+
         inner = params["network"], head
-        for step in range(INNER_STEPS):
-            slope, head_slope = jax.grad(loss)(inner)
-            inner = (
-                jax.tree.map(
-                    lambda w, g, r, step=step: w - jnp.exp(r[step]) * g,
-                    inner[0],
-                    slope,
-                    params["rates"],
-                ),
-                inner[1] - jnp.exp(params["head"][step]) * head_slope,
-            )
+        inner, _ = jax.lax.scan(step, inner, (params["rates"], params["head"]))
         return score(inner, task.query)
 
     return Learner(init, log_probs)
 
 
-class View(NamedTuple):
-    """What the backbone makes of an image: features, and how much each can be trusted.
+def two_level(num_features: int = FEATURES) -> Learner:
+    """A class is an episode: theta_c ~ N(mu, Sigma), and its features are theta_c plus unit noise.
 
-    Both are what a linear-Gaussian episode needs: with theta the mean of the class,
-    `root * feature = root * theta + noise`, the noise standard normal.
+    Unit noise and a diagonal Sigma are no restriction: one linear map makes any two covariances
+    such, and the backbone's last layer is linear. The posterior of theta_c is the closed form, axis
+    by axis, and a query's class is by Bayes; nearest means are the limit of a flat prior.
     """
-
-    feature: jax.Array
-    root: jax.Array
-
-
-def by_image(raw):
-    """Returns the root precision of each feature of an image, within e^3 one way or the other in
-    all: the features carry the scale."""
-    return jnp.exp(1.5 * jnp.tanh(raw / 3))
-
-
-def two_level(root: Callable = by_image) -> Learner:
-    """A class is an episode: theta_c ~ N(mu, Sigma), its features theta_c plus noise of the image.
-
-    The posterior of theta_c is the closed form, axis by axis, and a query's class is by Bayes from
-    the predictive densities. `root` is what the backbone's second half of outputs says of the
-    noise; with `jnp.ones_like` all images share one, and nearest means are the limit of a flat
-    prior then.
-    """
-    network = Backbone(2 * FEATURES)
+    network = Backbone(num_features)
 
     def init(key):
-        return {
-            "network": _start(network, key),
-            "mean": jnp.zeros(FEATURES),
-            "log_sd": jnp.zeros(FEATURES),
-        }
+        mean, log_sd = jnp.zeros(num_features), jnp.ones(num_features)
+        return {"network": _start(network, key), "mean": mean, "log_sd": log_sd}
 
     def log_probs(params, task: Task):
+        support, query = (features(params, images) for images in task)
         prior = params["mean"], jnp.exp(-2 * params["log_sd"])
-        return jax.nn.log_softmax(log_predictive(*prior, *(view(root, params, x) for x in task)))
+        return jax.nn.log_softmax(log_predictive(*prior, support, query))
 
     return Learner(init, log_probs)
 
 
-def view(root, params, images) -> View:
+def features(params, images):
     """Returns what a two-level learner's backbone makes of images."""
-    feature, raw = jnp.split(_features(Backbone(2 * FEATURES), params["network"], images), 2, -1)
-    return View(feature, root(raw))
+    return _features(Backbone(len(params["mean"])), params["network"], images)
 
 
-def log_predictive(mean, precision, support: View, query: View):
-    """Returns log densities (N, Q, N) of query features under each class's predictive normal."""
-    information = support.root**2
-    total = precision + information.sum(1)
-    centre = (precision * mean + jnp.sum(information * support.feature, 1)) / total
-    variance = 1 / query.root[:, :, None] ** 2 + 1 / total
-    gaps = query.feature[:, :, None] - centre
-    return -0.5 * jnp.sum(gaps**2 / variance + jnp.log(2 * jnp.pi * variance), -1)
+def log_predictive(mean, precision, support, query):
+    """Returns log densities (N, Q, N), up to a constant, of queries under each class's predictive
+    normal, all of one covariance."""
+    total = precision + support.shape[1]
+    centre = (precision * mean + support.sum(1)) / total
+    gaps = query[:, :, None] - centre
+    return -0.5 * jnp.sum(gaps**2 / (1 + 1 / total), -1)
 
 
 def log_scores(log_probs):

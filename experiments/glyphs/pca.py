@@ -27,7 +27,7 @@ def two_level_on_components(images) -> Levels:
     """Returns the model of classes (c, n, 28, 28); the class level is shrunk to a scaled identity,
     as an inverse Wishart of as many degrees of freedom as components does."""
     num_classes, num = images.shape[:2]
-    x = images.reshape(num_classes * num, -1)
+    x = images.reshape(num_classes * num, -1).astype(np.float32) / 255
     centre = x.mean(0)
     rows = np.sort(np.random.default_rng(0).choice(len(x), min(ROWS, len(x)), replace=False))
     axes = np.linalg.svd(x[rows] - centre, full_matrices=False)[2][:COMPONENTS].T

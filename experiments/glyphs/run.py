@@ -1,9 +1,10 @@
 """Few-shot glyphs: the two-level Gaussian on learned features against its rivals, on new scripts.
 
 600 episodes of scripts that no method has seen, the same for all; accuracy, log loss and expected
-calibration error, with intervals over episodes and paired differences. Rivals also come with a
-temperature that was fitted on the validation scripts. The exact two-level Gaussian on 60 principal
-components is the floor.
+calibration error, with intervals over episodes and paired differences. Ours and the prototypical
+network come in two widths, of which the validation scripts choose. Rivals also come with a
+temperature that was fitted there. The exact two-level Gaussian on 60 principal components is the
+floor.
 
 Run: ./run python experiments/glyphs/run.py [--weights DIR] [--out DIR]
 """
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from data import draw_task, load
-from learners import by_image, log_scores, view
+from learners import features, log_scores
 from pca import log_probs as pca_log_probs
 from pca import two_level_on_components
 from render import CACHE
@@ -32,83 +33,78 @@ from bayesinf.distributions import Diagonal, NormalInverseWishart
 from bayesinf.plots.meta import reliability, reliability_figure
 
 SEED, NUM_TASKS, QUERIES, WAYS, BINS = 0, 600, 10, (5, 20), 15
-NIW = ("two_level", "one_noise")
+NUM_VALIDATION_TASKS = 200
+# The widths that each may have, of which the validation scripts choose; the first is ours.
+WIDTHS = ("two_level", "two_level_wide"), ("prototypical", "prototypical_wide"), ("maml",)
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-# One axis of the features: a view of an image is its root times theta plus unit noise.
+# One axis of the features: an image's feature is theta plus unit noise.
 AXIS = meta_niw.init(
     NormalInverseWishart(jnp.zeros(1), 1.0, 1.0, Diagonal(jnp.ones(1))),
-    lambda theta, root: root * theta,
+    lambda theta, ones: ones * theta,
     jnp.ones(1),
     meta_niw.likelihoods.Gaussian(1.0),
 )
 EXACT = meta_niw.Laplace(num_steps=1)
 
 
-def episodes(feature, root):
+def episodes(feature):
     """Returns classes (c, n) as episodes whose theta is the mean of the class on one axis."""
-    return meta_niw.Episode(root[..., None], root * feature, jnp.ones(root.shape, bool))
+    return meta_niw.Episode(jnp.ones((*feature.shape, 1)), feature, jnp.ones(feature.shape, bool))
 
 
-def class_means(root, params, images):
+def class_means(params, images):
     """Returns the posterior over what class means have in common, axis by axis, by the closed step.
 
     The prior is the one that the backbone was trained with, worth one class; the axes are a product
     of one-dimensional Normal-Inverse-Wisharts.
     """
-    views = jax.lax.map(lambda one: view(root, params, one), images)
 
-    def axis(mean, log_sd, feature, root):
+    def axis(mean, log_sd, feature):
         scale = Diagonal(jnp.exp(2 * log_sd)[None])
         prior = NormalInverseWishart(mean[None], 1.0, 1.0, scale)
         state = AXIS._replace(prior=prior, posterior=prior)
-        return meta_niw.update(state, episodes(feature, root), local=EXACT)[0].posterior
+        return meta_niw.update(state, episodes(feature), local=EXACT)[0].posterior
 
-    return jax.jit(jax.vmap(axis, (0, 0, -1, -1)))(params["mean"], params["log_sd"], *views)
+    found = jax.lax.map(lambda one: features(params, one / 255), images)
+    return jax.jit(jax.vmap(axis, (0, 0, -1)))(params["mean"], params["log_sd"], found)
 
 
-def bayes(root, params, means, task):
+def bayes(params, means, task):
     """Returns log probabilities (N, Q, N) from the Student-t predictives of `meta_niw`."""
-    support, query = (view(root, params, images) for images in task)
+    support, query = (features(params, images) for images in task)
 
-    def axis(means, feature, root, query_feature, query_root):
+    def axis(means, support, query):
         state = AXIS._replace(posterior=means)
-        posterior = meta_niw.adapt(state, episodes(feature, root), local=EXACT)
-        roots = jnp.broadcast_to(query_root.reshape(1, -1, 1), (len(root), query_root.size, 1))
-        y = roots[..., 0] * query_feature.reshape(1, -1)
-        return meta_niw.predict(posterior, roots).log_prob(y)
+        posterior = meta_niw.adapt(state, episodes(support), local=EXACT)
+        y = jnp.broadcast_to(query.reshape(1, -1), (len(support), query.size))
+        return meta_niw.predict(posterior, jnp.ones((*y.shape, 1))).log_prob(y)
 
-    by_axis = jax.vmap(axis, (0, -1, -1, -1, -1))(means, *support, *query)
-    # The roots' Jacobian is the same for every class.
-    return jax.nn.log_softmax(by_axis.sum(0).T.reshape(*query.root.shape[:2], -1))
+    by_axis = jax.vmap(axis, (0, -1, -1))(means, support, query)
+    return jax.nn.log_softmax(by_axis.sum(0).T.reshape(*query.shape[:2], -1))
 
 
-def choose(found, validation, shots, keys):
-    """Returns which of ours has the smaller log loss on the validation scripts."""
+def on_validation(method, images, shots, keys):
+    """Returns a method's log probabilities (tasks, N, Q, N) on 5-way validation episodes."""
 
-    def log_loss(name):
-        @jax.jit
-        def of(key):
-            return measures(found[name](draw_task(key, validation, 5, shots, QUERIES)))[1]
+    @jax.jit
+    def of(key):
+        return method(draw_task(key, images, 5, shots, QUERIES))
 
-        return np.mean([of(key) for key in keys])
-
-    return min((name for name in found if name.startswith("niw")), key=log_loss)
+    return np.stack([np.asarray(of(key)) for key in keys])
 
 
 def tempered(factor, method, task):
     return jax.nn.log_softmax(factor * method(task))
 
 
-def temperature(log_probs, keys):
-    """Returns the factor on log probabilities with the least log loss on validation tasks."""
-    found = np.concatenate([np.asarray(log_probs(key)).reshape(-1, 5) for key in keys])
-    own = np.tile(np.repeat(np.arange(5), QUERIES), len(keys))
+def temperature(log_probs):
+    """Returns the factor on log probabilities (tasks, N, Q, N) with the least log loss."""
 
     def log_loss(log_factor):
-        scaled = jax.nn.log_softmax(np.exp(log_factor) * found)
-        return -float(np.mean(np.asarray(scaled)[np.arange(len(own)), own]))
+        scaled = jax.nn.log_softmax(np.exp(log_factor) * log_probs)
+        return -float(jnp.mean(jax.vmap(log_scores)(scaled)))
 
     return float(np.exp(minimize_scalar(log_loss, bounds=(-4, 3), method="bounded").x))
 
@@ -134,41 +130,81 @@ def with_interval(values):
     }
 
 
-def calibration_interval(probabilities, labels):
-    """Returns the calibration error and half its 95 % bootstrap interval over episodes."""
+def resampled(probabilities, labels):
+    """Returns the calibration error on all episodes and on 100 bootstrap samples of them."""
     rng, num = np.random.default_rng(0), len(probabilities)
 
     def of(tasks):
         return calibration_error(np.concatenate(probabilities[tasks]), np.tile(labels, num))
 
-    again = [of(rng.integers(num, size=num)) for _ in range(100)]
+    return of(np.arange(num)), np.array([of(rng.integers(num, size=num)) for _ in range(100)])
+
+
+def with_bootstrap(value, again):
+    """Returns a value and half its 95 % interval, from the same on bootstrap samples."""
     half = float(np.subtract(*np.percentile(again, [97.5, 2.5])) / 2)
-    return {"value": of(np.arange(num)), "ci95": half}
+    return {"value": float(value), "ci95": half}
+
+
+def compare(results, chosen, labels):
+    """Returns a row a method: its measures, and those of ours less them, episode by episode."""
+    errors = {name: resampled(result[2], labels) for name, result in results.items()}
+    ours, (our_error, ours_again) = results[chosen[0]], errors[chosen[0]]
+    return [
+        {
+            "method": name,
+            "chosen": name in chosen,
+            "accuracy": with_interval(accuracy),
+            "log_loss": with_interval(log_loss),
+            "ece": with_bootstrap(*errors[name]),
+            "ours_minus_it": {
+                "accuracy": with_interval(ours[0] - accuracy),
+                "log_loss": with_interval(ours[1] - log_loss),
+                "ece": with_bootstrap(our_error - errors[name][0], ours_again - errors[name][1]),
+            },
+        }
+        for name, (accuracy, log_loss, _) in results.items()
+    ]
+
+
+def learned(weights, shots, splits):
+    """Returns each learned method as a function from a task to log probabilities of the classes of
+    its queries; ours with the closed step end in "closed step"."""
+    found = {}
+    for name, settings in SETTINGS.items():
+        learner = settings[0][0]
+        params = eqx.tree_deserialise_leaves(
+            weights / f"{name}_{shots}.eqx", learner.init(jax.random.key(0))
+        )
+        found[name] = partial(learner.log_probs, params)
+        if name in WIDTHS[0]:
+            means = class_means(params, jnp.asarray(splits.train))
+            found[f"{name}, closed step"] = partial(bayes, params, means)
+    return found
 
 
 def methods(weights, shots, splits):
-    """Returns each method as a function from a task to log probabilities of its queries' classes,
-    and which of them want a temperature."""
-    params = {
-        name: eqx.tree_deserialise_leaves(
-            weights / f"{name}_{shots}.eqx", settings[0][0].init(jax.random.key(0))
-        )
-        for name, settings in SETTINGS.items()
-    }
+    """Returns all methods, the names of those that the validation scripts chose (ours first), and
+    the temperatures that were fitted there."""
+    found = learned(weights, shots, splits)
+    keys = jax.random.split(jax.random.key(SEED + 2), NUM_VALIDATION_TASKS)
+    validation = jnp.asarray(splits.validation)
+    scores = {name: on_validation(found[name], validation, shots, keys) for name in list(found)}
+
+    def log_loss(name):
+        return -np.mean(jax.vmap(log_scores)(scores[name]))
+
+    ours, *rivals = WIDTHS
+    chosen = [min([n for n in found if n.startswith(ours)], key=log_loss)]
+    factors = {}
+    for widths in rivals:
+        best = min(widths, key=log_loss)
+        factors[best] = temperature(scores[best])
+        found[f"{best}, tempered"] = partial(tempered, factors[best], found[best])
+        chosen += [best, f"{best}, tempered"]
     levels = two_level_on_components(np.concatenate([splits.train, splits.validation]))
-    ours = {}
-    for name, root in (("two_level", by_image), ("one_noise", jnp.ones_like)):
-        means = class_means(root, params[name], jnp.asarray(splits.train))
-        ours[f"niw {name}, closed step"] = partial(bayes, root, params[name], means)
-    trained = {
-        ("niw " * (name in NIW) + name): partial(SETTINGS[name][0][0].log_probs, params[name])
-        for name in SETTINGS
-    }
-    return {
-        **ours,
-        **trained,
-        "pca gaussian": partial(pca_log_probs, levels),
-    }
+    found["pca gaussian"] = partial(pca_log_probs, levels)
+    return found, [*chosen, "pca gaussian"], factors
 
 
 def main():
@@ -179,22 +215,11 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("out/glyphs"))
     arguments = parser.parse_args()
     splits, begin = load(arguments.glyphs), time.perf_counter()
-    validation, test = jnp.asarray(splits.validation), jnp.asarray(splits.test)
+    test = jnp.asarray(splits.test)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, temperatures = [], {}
     for shots in SHOTS:
-        found = methods(arguments.weights, shots, splits)
-        keys = jax.random.split(jax.random.key(SEED + 2), 100)
-        chosen = choose(found, validation, shots, keys)
-        factors = {}
-        for name in ("prototypical", "maml"):
-
-            @jax.jit
-            def scored(key, name=name, shots=shots, found=found):
-                return found[name](draw_task(key, validation, 5, shots, QUERIES))
-
-            factors[name] = temperature(scored, keys)
-            found[f"{name}, tempered"] = partial(tempered, factors[name], found[name])
+        found, chosen, temperatures[shots] = methods(arguments.weights, shots, splits)
         for ways in WAYS:
 
             @jax.jit
@@ -206,31 +231,19 @@ def main():
             bar = tqdm(keys, desc=f"{ways}-way {shots}-shot")
             results = [jax.tree.map(np.asarray, episode(key)) for key in bar]
             results = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
-            ours, labels = results[chosen], np.repeat(np.arange(ways), QUERIES)
+            labels = np.repeat(np.arange(ways), QUERIES)
+            found_rows = compare(results, chosen, labels)
+            rows += [{"ways": ways, "shots": shots, **row} for row in found_rows]
             print(f"\n{ways}-way {shots}-shot{'':18}accuracy        log loss         ECE")
-            for name, (accuracy, log_loss, probabilities) in results.items():
-                row = {
-                    "method": name,
-                    "chosen": name == chosen,
-                    "ways": ways,
-                    "shots": shots,
-                    "accuracy": with_interval(accuracy),
-                    "log_loss": with_interval(log_loss),
-                    "ece": calibration_interval(probabilities, labels),
-                    "ours_minus_it": {
-                        "accuracy": with_interval(ours[0] - accuracy),
-                        "log_loss": with_interval(ours[1] - log_loss),
-                    },
-                }
-                rows.append(row)
+            for row in found_rows:
                 cells = [
                     f"{row[key]['value']:.4f} +- {row[key]['ci95']:.4f}"
                     for key in ("accuracy", "log_loss", "ece")
                 ]
-                print(f"{name + ' *' * (name == chosen):30}", "  ".join(cells))
+                print(f"{row['method'] + ' *' * row['chosen']:30}", "  ".join(cells))
             if ways == 5:
                 figure = reliability_figure(
-                    {name: np.concatenate(result[2]) for name, result in results.items()},
+                    {name: np.concatenate(results[name][2]) for name in chosen},
                     np.tile(labels, arguments.tasks),
                 )
                 figure.savefig(arguments.out / f"reliability_{shots}.png", dpi=120)
@@ -238,6 +251,7 @@ def main():
         "seed": SEED,
         "tasks": arguments.tasks,
         "minutes": (time.perf_counter() - begin) / 60,
+        "temperatures": temperatures,
         "rows": rows,
     }
     (arguments.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -1,10 +1,10 @@
 """Trains the few-shot learners, each by the same search on the validation scripts.
 
-For every method and number of shots three settings are trained shortly, the best of them, by its
+For every method and number of shots a few settings are trained shortly, the best of them, by its
 log loss on 5-way validation episodes, at length. Weights and curves go to a folder, from which
-`run.py` goes on.
+`run.py` goes on. A training that was stopped goes on from its checkpoints there.
 
-Run: ./run python experiments/glyphs/train.py [--methods NAME ...] [--out DIR]
+Run: ./run python experiments/glyphs/train.py [--methods NAME ...] [--shots N ...] [--out DIR]
 """
 
 import argparse
@@ -18,54 +18,74 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from data import draw_task, load
-from learners import log_scores, maml, prototypical, two_level
+from data import draw_task, load, turn
+from learners import FEATURES, log_scores, maml, prototypical, two_level
 from render import CACHE
 
 from bayesinf import training
 
 SEED, SHOTS, QUERIES = 0, (1, 5), 5
-CHUNK, SEARCH_CHUNKS, CHUNKS = 100, 8, 40
+EPISODES = 4  # a step
+CHUNK, SEARCH_CHUNKS, CHUNKS = 250, 2, 40  # steps, of them 500 and 10,000
 NUM_VALIDATION_TASKS = 200
-# (learner, classes of a training episode, learning rate): the same number of settings each. More
-# classes than at the test serve nearest means (Snell et al.) and the two-level model; MAML trains
-# with as many.
+RATES = (1e-3, 3e-3, 1e-2)
+# (learner, classes of a training episode, learning rate). Prototypical networks, the Gaussian and
+# MAML have six settings each. More classes than at the test serve nearest means (Snell et al.) and
+# the Gaussian; MAML trains with as many.
 SETTINGS = {
-    "prototypical": [(prototypical(), 20, rate) for rate in (3e-4, 1e-3, 3e-3)],
-    "two_level": [(two_level(), 20, rate) for rate in (3e-4, 1e-3, 3e-3)],
-    "one_noise": [(two_level(jnp.ones_like), 20, rate) for rate in (3e-4, 1e-3, 3e-3)],
-    "maml": [(maml(inner), 5, rate) for inner, rate in ((0.1, 1e-3), (0.4, 1e-3), (0.1, 3e-3))],
+    "prototypical": [(prototypical(), 20, rate) for rate in RATES],
+    "prototypical_wide": [(prototypical(2 * FEATURES), 20, rate) for rate in RATES],
+    "two_level": [(two_level(), 20, rate) for rate in RATES],
+    "two_level_wide": [(two_level(2 * FEATURES), 20, rate) for rate in RATES],
+    "maml": [(maml(inner), 5, rate) for inner in (0.03, 0.1, 0.3) for rate in (1e-3, 3e-3)],
 }
 
 
-def loss(learner, images, num_classes, shots, params, keys):
+def loss(learner, draw, params, keys):
     """Returns the mean log loss over the episodes that the keys draw."""
 
     def one(key):
-        task = draw_task(key, images, num_classes, shots, QUERIES)
-        return -jnp.mean(log_scores(learner.log_probs(params, task)))
+        return -jnp.mean(log_scores(learner.log_probs(params, draw(key))))
 
-    return jnp.mean(jax.lax.map(one, keys))
+    return jnp.mean(jax.lax.map(one, keys, batch_size=EPISODES))
 
 
-def fit(setting, shots, splits, num_chunks, checkpoint=None):
+def optimizer(rate, steps):
+    """Returns Adam with cosine decay; its rate is part of its state, so that settings which differ
+    in it alone share one program."""
+
+    @optax.inject_hyperparams
+    def adam(rate):
+        decay = optax.cosine_decay_schedule(1.0, steps)
+        parts = optax.scale_by_adam(), optax.scale_by_schedule(decay), optax.scale(-rate)
+        return optax.chain(optax.clip_by_global_norm(10.0), *parts)
+
+    return adam(rate=rate)
+
+
+def fit(setting, shots, splits, num_chunks, checkpoint):
     """Returns trained parameters and what happened."""
     learner, num_classes, rate = setting
-    steps = num_chunks * CHUNK
     tasks = jax.random.split(jax.random.key(SEED + 1), NUM_VALIDATION_TASKS)
     train, validation = (jnp.asarray(part) for part in (splits.train, splits.validation))
+
+    def draw(key):
+        task_key, turn_key = jax.random.split(key)
+        return turn(turn_key, draw_task(task_key, train, num_classes, shots, QUERIES))
+
+    def draw_validation(key):
+        return draw_task(key, validation, 5, shots, QUERIES)
+
     return training.fit(
         jax.random.key(SEED),
         learner.init(jax.random.key(SEED)),
-        lambda key, _: jax.random.split(key, CHUNK),
-        partial(loss, learner, train, num_classes, shots),
-        optax.chain(
-            optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(rate, steps))
-        ),
+        lambda key, _: jax.random.split(key, CHUNK * EPISODES),
+        partial(loss, learner, draw),
+        optimizer(rate, num_chunks * CHUNK),
         num_chunks=num_chunks,
         steps_per_chunk=CHUNK,
-        batch_size=1,
-        validate=lambda params: loss(learner, validation, 5, shots, params, tasks),
+        batch_size=EPISODES,
+        validate=lambda params: loss(learner, draw_validation, params, tasks),
         checkpoint=checkpoint,
     )
 
@@ -73,25 +93,30 @@ def fit(setting, shots, splits, num_chunks, checkpoint=None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--shots", nargs="+", type=int, choices=SHOTS, default=list(SHOTS))
     parser.add_argument("--glyphs", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=Path("out/glyphs"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     splits = load(arguments.glyphs)
     for method in arguments.methods:
-        for shots in SHOTS:
+        for shots in arguments.shots:
             name, begin = f"{method}_{shots}", time.perf_counter()
-            searched = [fit(s, shots, splits, SEARCH_CHUNKS)[1] for s in SETTINGS[method]]
+
+            def train(i, num_chunks, method=method, shots=shots, name=name):
+                checkpoint = arguments.out / f"{name}_{i}_{num_chunks}.checkpoint"
+                return fit(SETTINGS[method][i], shots, splits, num_chunks, checkpoint)
+
+            searched = [train(i, SEARCH_CHUNKS)[1] for i in range(len(SETTINGS[method]))]
             best = int(np.argmin([np.min(history.score) for history in searched]))
-            params, history = fit(
-                SETTINGS[method][best], shots, splits, CHUNKS, arguments.out / f"{name}.checkpoint"
-            )
+            params, history = train(best, CHUNKS)
             eqx.tree_serialise_leaves(arguments.out / f"{name}.eqx", params)
             record = {
                 "search": [np.asarray(h.score, float).tolist() for h in searched],
                 "best": best,
                 "rate": SETTINGS[method][best][2],
                 "score": np.asarray(history.score, float).tolist(),
+                "device": jax.devices()[0].device_kind,
                 "minutes": (time.perf_counter() - begin) / 60,
             }
             (arguments.out / f"{name}.json").write_text(json.dumps(record) + "\n")
