@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import gc
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -32,9 +33,24 @@ def key():
     return jax.random.key(0)
 
 
+@contextmanager
+def quickly_compiled():
+    """Compiles without most optimisations, where nearly all the cost is compilation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def quick_compilation():
-    """Compiles without most optimisations, for tests whose cost is nearly all compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """Runs a test with programs that are `quickly_compiled`."""
+    with quickly_compiled():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_setup():
+    """Gives a module's own fixtures `quickly_compiled`, to set themselves up in."""
+    return quickly_compiled
