@@ -120,6 +120,48 @@ def kept_key(key):
     return jax.lax.while_loop(lambda s: ~s[2] & (s[1] < 3), body, start)[1]
 
 
+def tries(key, most=2):
+    """Returns how many tries a coin took to fall on its head."""
+
+    def body(state):
+        key, count, _ = state
+        key, coin = jr.split(key)
+        return key, count + 1, jr.bernoulli(coin, 0.25)
+
+    return jax.lax.while_loop(lambda s: (s[1] < most) & ~s[2], body, (key, 0, False))
+
+
+def tries_by_lane(key):
+    """Lanes end at random, and one of them later than the other could."""
+    return jax.vmap(lambda key, most: tries(key, most)[1])(jr.split(key), jnp.array([1, 2]))
+
+
+def tries_by_lane_of_lanes(key):
+    """The key of each try is folded with its number."""
+
+    def one(key):
+        def body(state):
+            count, _ = state
+            return count + 1, jr.bernoulli(jr.fold_in(key, count), 0.25)
+
+        return jax.lax.while_loop(lambda s: (s[0] < 2) & ~s[1], body, (0, False))
+
+    return jax.vmap(jax.vmap(one))(jr.split(key, (1, 2)))
+
+
+def held_by_lane(key):
+    """What a lane ended with stays, though the body would go on to change it."""
+
+    def one(key, start):
+        def body(state):
+            x, count = state
+            return x + jr.bernoulli(jr.fold_in(key, count), 0.5), count + 1
+
+        return jax.lax.while_loop(lambda s: (s[0] < 1) & (s[1] < 2), body, (start, 0))[0]
+
+    return jax.vmap(one)(jr.split(key), jnp.array([5, 0]))
+
+
 def old_style(seed):
     def program():
         first, second = jr.split(jr.PRNGKey(seed))
@@ -188,6 +230,21 @@ RIGHT = {
         {(0, 0): 0.375, (0, 1): 0.125, (1, 0): 0.375, (1, 1): 0.125},
     ),
     "a loop that may stop early": (kept_key, {1: 0.5, 2: 0.25, 3: 0.25}),
+    "a loop that ends by lane": (tries_by_lane, {(1, 1): 0.25, (1, 2): 0.75}),
+    "what a lane ended with": (held_by_lane, {(5, 0): 0.25, (5, 1): 0.75}),
+    "a loop that ends by lane of lanes": (
+        tries_by_lane_of_lanes,
+        {
+            (1, 1, 1, 1): 1 / 16,
+            **{(1, 2, 1, hit): 0.25 * 0.75 * (0.25 if hit else 0.75) for hit in (0, 1)},
+            **{(2, 1, hit, 1): 0.25 * 0.75 * (0.25 if hit else 0.75) for hit in (0, 1)},
+            **{
+                (2, 2, a, b): 0.75**2 * (0.25 if a else 0.75) * (0.25 if b else 0.75)
+                for a in (0, 1)
+                for b in (0, 1)
+            },
+        },
+    ),
     "chance zero": (lambda k: jr.bernoulli(k, 0.0), {0: 1}),
     "chance one": (lambda k: jr.bernoulli(k, 1.0), {1: 1}),
     "a chance that is not a number": (lambda k: jr.bernoulli(k, jnp.nan), {0: 1}),
@@ -291,7 +348,34 @@ def in_many_tries(key):
 
 def key_by_lane(key):
     """Under vmap, lanes that are done keep their key, so that keys depend on outcomes."""
-    return jax.vmap(in_many_tries)(jr.split(key))
+    return jax.vmap(lambda key: jr.bernoulli(tries(key)[0]))(jr.split(key))
+
+
+def key_of_an_ended_lane(key):
+    """Here each lane's last key is used once; but a loop under vmap runs on with it."""
+
+    def one(key, most):
+        state = (jr.fold_in(key, 0), 0)
+        key = jax.lax.while_loop(
+            lambda s: s[1] < most, lambda s: (jr.split(s[0])[0], s[1] + 1), state
+        )[0]
+        return jr.bernoulli(key)
+
+    return jax.vmap(one)(jr.split(key), jnp.array([1, 2]))
+
+
+def key_after_an_ended_lane(key):
+    """A key that no lane needs, yet the loop has used it where a lane had ended."""
+
+    def one(key, most):
+        def body(state):
+            count, hit = state
+            return count + 1, hit | jr.bernoulli(jr.fold_in(key, count))
+
+        return jax.lax.while_loop(lambda s: s[0] < most, body, (0, False))[1]
+
+    keys = jr.split(key)
+    return jax.vmap(one)(keys, jnp.array([1, 2])), jr.bernoulli(jr.fold_in(keys[0], 1))
 
 
 @jax.jit
@@ -345,6 +429,8 @@ REFUSED = {
         jr.split(jr.fold_in(k, 0))[jr.bernoulli(jr.fold_in(k, 1)).astype(int)]
     ),
     "keys that differ by lane": key_by_lane,
+    "a key of a lane that has ended": key_of_an_ended_lane,
+    "a key after a lane that has ended": key_after_an_ended_lane,
     "no outcome is possible": lambda k: jr.categorical(k, jnp.full(3, -jnp.inf)),
     "logits that are not numbers": lambda k: jr.categorical(k, jnp.array([0.0, jnp.nan])),
     "an infinite logit": lambda k: jr.categorical(k, jnp.array([0.0, jnp.inf])),
@@ -385,6 +471,18 @@ def reuse_in_a_loop(key):
     return jax.lax.scan(lambda c, _: (c, jr.bernoulli(key, 0.5)), 0, length=2)[1]
 
 
+def reuse_by_lane(key):
+    """Every try of a lane uses the lane's key."""
+
+    def one(key):
+        def body(state):
+            return state[0] + 1, jr.bernoulli(key)
+
+        return jax.lax.while_loop(lambda s: (s[0] < 3) & ~s[1], body, (0, False))[0]
+
+    return jax.vmap(one)(jr.split(key))
+
+
 def reuse_in_a_branch(key):
     return jax.lax.cond(
         jr.bernoulli(jr.fold_in(key, 0)),
@@ -416,6 +514,7 @@ REUSED = {
     ),
     "the same for every lane": lambda k: jax.vmap(jr.bernoulli)(jnp.stack([k, k])),
     "in a loop": reuse_in_a_loop,
+    "in a loop that ends by lane": reuse_by_lane,
     "in one branch": reuse_in_a_branch,
     "after a branch": after_a_branch,
     "after both branches": reuse_after_branches,

@@ -1,11 +1,13 @@
 """Calls, branches and loops, where each world goes its own way."""
 
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 
 from bayesinf.validation.exact.deterministic import closed
-from bayesinf.validation.exact.values import Known, Refused, Value, alike, opaque
+from bayesinf.validation.exact.values import Keys, Known, Refused, Value, alike, opaque
+from bayesinf.validation.exact.worlds import Group
 
 
 def _scan(machine, eqn, inputs):
@@ -73,40 +75,110 @@ def _cond(machine, eqn, inputs):
 
 
 def _while(machine, eqn, inputs):
-    params, worlds = eqn.params, machine.worlds
-    num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
-    first, groups = num_cond + num_body, []
-    if params["cond_jaxpr"].out_avals[0].shape:
-        raise Refused("a loop under vmap that ends in each lane on its own; lax.map has an answer")
-    with worlds.scope(dict(enumerate(inputs))) as held:
+    cond, body, num_cond, first = _loop(eqn.params)
+    if cond.out_avals[0].shape:
+        return _while_by_lane(machine, eqn, inputs)
+    groups: list[Group] = []
+    carried = range(first, len(inputs))
+    with machine.worlds.scope(dict(enumerate(inputs))) as held:
         for step in itertools.count():
-            carry = [held[i] for i in range(first, len(inputs))]
-            consts = [held[i] for i in range(num_cond)]
-            (goes_on,) = machine.call(closed(params["cond_jaxpr"]), consts + carry)
-            going = np.broadcast_to(_answer(goes_on, "the end of a loop"), (len(worlds),))
-            if not np.all(going):
-                whole = worlds.group()
-                if not np.all(going == going[0]):
-                    worlds.enter(whole, np.nonzero(~going)[0])
-                groups += [worlds.group()]
-                if not np.any(going):
-                    break
-                worlds.enter(whole, np.nonzero(going)[0])
-            left = worlds.masses.sum()
-            if groups and left <= machine.truncation:
-                worlds.missing_mass += left
+            (goes_on,) = machine.call(cond, [held[i] for i in (*range(num_cond), *carried)])
+            if not _goes_on(machine, _answer(goes_on, "the end of a loop"), groups, step):
                 break
-            if step >= machine.max_iterations:
-                raise Refused(
-                    f"a loop that goes on with probability {left:.2g} after max_iterations="
-                    f"{machine.max_iterations} steps; truncation= says how much may be cut off"
-                )
             consts = [held[i] for i in range(num_cond, first)]
-            carry = [held.pop(i) for i in range(first, len(inputs))]
-            outs = machine.call(closed(params["body_jaxpr"]), consts + carry)
-            held.update({first + i: out for i, out in enumerate(outs)})
-        worlds.join(groups)
-        return [held[i] for i in range(first, len(inputs))]
+            outs = machine.call(body, consts + [held.pop(i) for i in carried])
+            held.update(zip(carried, outs, strict=True))
+        machine.worlds.join(groups)
+        return [held[i] for i in carried]
+
+
+def _while_by_lane(machine, eqn, inputs):
+    """A loop under vmap, which runs until every lane has ended; a lane keeps what it ended with.
+
+    What runs on in a lane that has ended is of no account. Numbers stay there as they were at its
+    end, so that worlds can merge; but keys and counters, which are the same in every world, go on,
+    as the draws of the other lanes need them so.
+    """
+    cond, body, num_cond, first = _loop(eqn.params)
+    groups: list[Group] = []
+    apart = False
+    carried = range(first, len(inputs))
+    start: dict = {("kept", i): inputs[i] for i in carried}
+    start["alive"] = Known(np.ones((1, *cond.out_avals[0].shape), bool))
+    with machine.worlds.scope(start | dict(enumerate(inputs))) as held:
+        for step in itertools.count():
+            (goes_on,) = machine.call(cond, [held[i] for i in (*range(num_cond), *carried)])
+            alive = held["alive"].array
+            for i in carried:
+                held["kept", i] = _choose(alive, held[i], held["kept", i])
+            alive = alive & _answer(goes_on, "the end of a loop")
+            held["alive"] = Known(alive)
+            if not _goes_on(machine, alive.reshape(len(alive), -1).any(axis=1), groups, step):
+                break
+            alive = held["alive"].array
+            apart |= not alive.all()
+            for i in carried:
+                if not _same_everywhere(held[i]):
+                    held[i] = held["kept", i]
+            consts = [held[i] for i in range(num_cond, first)]
+            # Where a lane has ended in every world, its draws are none, whatever key they use.
+            with machine.doubtful() if not alive.any(axis=0).all() else nullcontext():
+                outs = machine.call(body, consts + [held.pop(i) for i in carried])
+            held.update(zip(carried, outs, strict=True))
+        for i in carried:
+            held[i] = Known(np.zeros(1))
+        machine.worlds.join(groups)
+        results = [held["kept", i] for i in carried]
+    reason = "a key from a loop under vmap whose lanes ended apart"
+    return [
+        opaque(x.array.shape[1:], reason) if apart and isinstance(x, Keys) else x for x in results
+    ]
+
+
+def _loop(params) -> tuple:
+    """Returns condition and body of a loop, and where operands of the body and carry begin."""
+    num_cond = params["cond_nconsts"]
+    first = num_cond + params["body_nconsts"]
+    return closed(params["cond_jaxpr"]), closed(params["body_jaxpr"]), num_cond, first
+
+
+def _goes_on(machine, going: np.ndarray, groups: list[Group], step: int) -> bool:
+    """Sets the worlds where a loop has ended aside; returns whether it goes on in others."""
+    worlds = machine.worlds
+    going = np.broadcast_to(going, (len(worlds),))
+    if not np.all(going):
+        whole = worlds.group()
+        if not np.all(going == going[0]):
+            worlds.enter(whole, np.nonzero(~going)[0])
+        groups.append(worlds.group())
+        if not np.any(going):
+            return False
+        worlds.enter(whole, np.nonzero(going)[0])
+    left = worlds.masses.sum()
+    if groups and left <= machine.truncation:
+        worlds.missing_mass += left
+        return False
+    if step >= machine.max_iterations:
+        raise Refused(
+            f"a loop that goes on with probability {left:.2g} after max_iterations="
+            f"{machine.max_iterations} steps; truncation= says how much may be cut off"
+        )
+    return True
+
+
+def _choose(lanes: np.ndarray, new: Value, old: Value) -> Value:
+    """Returns the new value in some lanes, the leading axes, and the old in the others."""
+    if new is old:
+        return old
+    same = alike([new, old])
+    if same is None:
+        return opaque(new.array.shape[1:], f"{new.noun} in some lanes of a loop, not in others")
+    lanes = lanes.reshape(*lanes.shape, *(1,) * (new.array.ndim - lanes.ndim))
+    return same[0].move(np.where(lanes, same[0].array, same[1].array))
+
+
+def _same_everywhere(value: Value) -> bool:
+    return len(value.array) == 1 or bool(np.all(value.array == value.array[:1]))
 
 
 def _answer(value: Value, what: str) -> np.ndarray:

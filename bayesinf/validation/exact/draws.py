@@ -38,6 +38,10 @@ def consume(machine, keys: Keys) -> jax.Array:
     array, line = to_keys(keys), machine.line()
     for each in keys.array[0].ravel():
         name = (keys.impl, each.tobytes())
+        if name in machine.doubted:
+            raise Refused(
+                f"a key that a lane whose loop has ended may use at {machine.consumed[name]}"
+            )
         if name in machine.consumed:
             raise KeyReuse(f"one key is used at {machine.consumed[name]} and at {line}")
         machine.consumed[name] = line

@@ -1,5 +1,7 @@
 """Runs a program in all worlds at once, one equation after the other."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -26,8 +28,10 @@ from bayesinf.validation.exact.deterministic import (
 )
 from bayesinf.validation.exact.values import (
     Bits,
+    KeyReuse,
     Keys,
     Known,
+    Opaque,
     Refused,
     Sorted,
     Sums,
@@ -69,6 +73,7 @@ class Interpreter:
         self.max_iterations = max_iterations
         self.normal = normal
         self.consumed: dict = {}
+        self.doubted: set = set()
         self.divided: set = set()
         self._running: list[JaxprEqn] = []
 
@@ -93,6 +98,16 @@ class Interpreter:
         own = next((n for n, eqn in enumerate(self._running) if _is_library(eqn)), None)
         trail = self._running if own is None else self._running[: own + 1]
         return next(filter(None, map(where, reversed(trail))), "an unknown line")
+
+    @contextmanager
+    def doubtful(self) -> Iterator[None]:
+        """Refuses the second use of a key where one of the two, in the body, may be none."""
+        before = dict(self.consumed)
+        try:
+            yield
+        except KeyReuse as error:
+            raise Refused(f"{error}, perhaps in a lane whose loop has ended", self.line()) from None
+        self.doubted |= self.consumed.keys() - before.keys()
 
     def _step(self, eqn: JaxprEqn, env: dict, last: frozenset):
         """Runs one equation; `last` names the variables that nothing reads afterwards."""
@@ -122,8 +137,11 @@ class Interpreter:
             return rule(self, eqn, inputs) if rule else self.call(program, inputs)
         if name in moves.RULES and (moved := _move(eqn, inputs)) is not None:
             return moved
+        usable = not any(isinstance(x, Opaque) for x in inputs)
         for kind, rules in _RULES.items():
-            if name in rules and (kind is Keys or any(isinstance(x, kind) for x in inputs)):
+            if name in rules and (
+                usable if kind is Keys else any(isinstance(x, kind) for x in inputs)
+            ):
                 return rules[name](self, eqn, inputs)
         nouns = sorted({x.noun for x in inputs if not isinstance(x, Known)})
         raise Refused(f"no exact rule for {name} of {' and '.join(nouns) or 'numbers'}")
