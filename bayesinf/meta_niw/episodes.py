@@ -62,7 +62,8 @@ def episode(x: Rows, y: Rows, mask: Rows | None = None) -> Episode:
                 "hide rows that are missing by the mask"
             )
     one = Episode(jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask))
-    return hide(one, one.mask)
+    # With nothing to hide, no program need be compiled for this number of rows.
+    return one if mask.any() and mask.all() else hide(one, one.mask)
 
 
 def batch(episodes: Sequence[Episode]) -> Episode:
