@@ -158,6 +158,16 @@ def ours(num_steps):
     return jax.value_and_grad(total)
 
 
+def converged(params, support, num_steps):
+    """Returns the share of episodes whose last step still promised less than 0.001 nats."""
+    model = meta_niw.model(network, params, meta_niw.likelihoods.Gaussian(NOISE))
+    prior = Diagonal(jnp.full(model.dim, SPREAD**2))
+    episodes = meta_niw.Episode(*support, jnp.ones((BATCH, SHOTS), bool))
+    local = meta_niw.Laplace(num_steps)
+    fit = jax.jit(jax.vmap(lambda one: local(model, model.initial, prior, one).decrement))
+    return float(jnp.mean(fit(episodes) < 2e-3))
+
+
 def inner_steps():
     """Returns memory and time of a training step, by method and number of inner steps."""
     key, tasks_key = jax.random.split(jax.random.key(0))
@@ -181,6 +191,7 @@ def inner_steps():
             "inner_steps": num,
             "temporary_mib": step.memory_analysis().temp_size_in_bytes / 2**20,
             "ms": 1e3 * seconds[name, num],
+            "converged": converged(*arguments[:2], num) if name == "ours" else None,
         }
         for (name, num), step in compiled.items()
     ]
@@ -204,6 +215,7 @@ def main():
         print(
             f"{row['method']:18}{row['inner_steps']:4} inner steps "
             f"{row['temporary_mib']:8.1f} MiB {row['ms']:8.1f} ms"
+            + ("" if row["converged"] is None else f", {100 * row['converged']:.0f} % converged")
         )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     result = {"device": str(jax.devices()[0]), "throughput": rates, "inner_steps": costs}
