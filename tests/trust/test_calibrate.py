@@ -63,10 +63,11 @@ def blind(data):
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(quick_setup):
     key = jax.random.key(0)
     posteriors = {"right": right, "sure": sure, "shifted": shifted, "blind": blind}
-    return {name: trust.calibrate(key, simulate, each) for name, each in posteriors.items()}
+    with quick_setup():
+        return {name: trust.calibrate(key, simulate, each) for name, each in posteriors.items()}
 
 
 def test_stat_a_right_posterior_is_calibrated(found):

@@ -31,8 +31,9 @@ def draws(seed, num=NUM):
 
 
 @pytest.fixture(scope="module")
-def watch():
-    return trust.guard(jax.random.key(0), draws(0), false_alarm=RATE)
+def watch(quick_setup):
+    with quick_setup():
+        return trust.guard(jax.random.key(0), draws(0), false_alarm=RATE)
 
 
 look = eqx.filter_jit(lambda watch, inputs: jax.vmap(watch)(inputs))
