@@ -1,5 +1,7 @@
 """The loop that runs many chains: warm-up, draws in compiled chunks, and where it was to go on."""
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +14,7 @@ from tqdm import tqdm
 
 from bayesinf.mcmc import adaptation
 from bayesinf.mcmc.combinators import repeat
+from bayesinf.mcmc.devices import map_chains, spread
 from bayesinf.mcmc.draws import Draws, Last
 from bayesinf.mcmc.foreign import OwnTarget
 from bayesinf.mcmc.starts import (
@@ -28,8 +31,10 @@ from bayesinf.programs.program import Program
 from bayesinf.programs.target import Target
 from bayesinf.types import Kernel, Key, consistent, invariant, law
 
-# Draws a call of the compiled loop makes at most. Any number of draws runs in the same program.
-CHUNK = 100
+# Draws that a call of the compiled loop makes at first and at most; any number runs in one program.
+FEW, CHUNK = 25, 500
+# Calls grow until they last so many seconds, in which the bar stands still.
+_CALL = 0.3
 
 
 @law(consistent)
@@ -51,6 +56,9 @@ def sample(
     program's prior. In the warm-up HMC, MALA and NUTS adapt their step size and scale, each chain
     its own, also where they are parts of another kernel; `fixed(kernel)` keeps one as it is. Of
     `thin` draws one is kept.
+
+    Chains are spread evenly over the devices that JAX sees, and wait for each other only on one.
+    `jax.config.update("jax_num_cpu_devices", n)`, before anything runs, makes n of a CPU.
 
     Draws of a program are what it shows (`program.constrain`): those of a NumPyro model are in the
     model's own coordinates, though the chains move in unconstrained ones.
@@ -74,7 +82,7 @@ def sample(
     check_axis(positions, num_chains)
     states = _init(target, kernel, positions)
     check_starts(target, states)
-    kernels, tunings = _start(kernel, states)
+    kernels, tunings, states = spread((*_start(kernel, states), states), num_chains)
     total = num_warmup + num_samples
     with tqdm(total=total, disable=not progress, unit="draw") as bar:
         phases = adaptation.schedule(num_warmup)
@@ -112,6 +120,9 @@ def resume(
     draw_key = jax.random.split(key, 3)[2]
     with tqdm(total=num_samples, disable=not progress, unit="draw") as bar:
         tunings = _restart(last.kernels, last.states)
+        here = spread((last.kernels, last.states, tunings), _num_chains(last.states))
+        kernels, states, tunings = here
+        last = last._replace(kernels=kernels, states=states)
         draws = _collect(draw_key, target_of(program), last, tunings, num_samples, thin, bar)
     return _shown(program, draws)
 
@@ -163,14 +174,21 @@ def _constrain(program: Program, positions: PyTree) -> PyTree:
     return jax.vmap(jax.vmap(program.constrain))(positions)
 
 
-def _chunks(num: int) -> list[tuple[int, int]]:
-    """Returns the first draw and the size of every chunk."""
-    return [(first, min(CHUNK, num - first)) for first in range(0, num, CHUNK)]
+def _chunks(num: int) -> Iterator[tuple[int, int]]:
+    """Yields the first draw and the size of every chunk: the larger, the faster they are made."""
+    first, size = 0, FEW
+    while first < num:
+        size = min(size, CHUNK, num - first)
+        begin = time.perf_counter()
+        yield first, size
+        seconds = time.perf_counter() - begin
+        first += size
+        size = 4 * size if seconds < _CALL else max(1, size // 4) if seconds > 4 * _CALL else size
 
 
 def _rows(phases: adaptation.Phase, first: int, size: int) -> adaptation.Phase:
     """Returns a chunk's phases, filled up to its full size."""
-    return adaptation.Phase(*(jnp.resize(leaf[first : first + size], (CHUNK,)) for leaf in phases))
+    return adaptation.Phase(*(np.resize(leaf[first : first + size], CHUNK) for leaf in phases))
 
 
 @eqx.filter_jit
@@ -207,12 +225,16 @@ def _chunk(key, target, kernels, tunings, states, phases, first, size):
 @eqx.filter_jit
 def _advance(key, target, kernels, tunings, states, phases, first, size):
     # Warm-up and draws are one program, whose compilation is the price of a first run.
-    def chain(key, kernel, tuning, state):
-        arrays, rest = eqx.partition(kernel, eqx.is_array)
+    kernel_arrays, kernel_rest = eqx.partition(kernels, eqx.is_array)
+    common, common_rest = eqx.partition((key, target, phases, first, size), eqx.is_array)
+
+    def chain(common, number, arrays, tuning, state):
+        key, target, phases, first, size = eqx.combine(common, common_rest)
+        key = jax.random.fold_in(key, number)
 
         def one(index, carry):
             arrays, tuning, state, kept = carry
-            kernel = eqx.combine(arrays, rest)
+            kernel = eqx.combine(arrays, kernel_rest)
             state, info = kernel.step(jax.random.fold_in(key, first + index), target, state)
             phase = jax.tree.map(lambda leaf: leaf[index], phases)
 
@@ -223,18 +245,21 @@ def _advance(key, target, kernels, tunings, states, phases, first, size):
             arrays, tuning = jax.lax.cond(phase.adapts, adapt, lambda: (arrays, tuning))
             return arrays, tuning, state, _put(kept, index, (state.position, info))
 
+        kernel = eqx.combine(arrays, kernel_rest)
         info = shapes_after(key, target, kernel, state)[1]
         kept = _room((state.position, info))
-        carry = jax.lax.fori_loop(0, size, one, (arrays, tuning, state, kept))
-        arrays, tuning, state, kept = carry
-        return eqx.combine(arrays, rest), tuning, state, kept
+        return jax.lax.fori_loop(0, size, one, (arrays, tuning, state, kept))
 
-    return eqx.filter_vmap(chain)(_chain_keys(key, states), kernels, tunings, states)
+    num_chains = _num_chains(states)
+    each = map_chains(chain, num_chains)
+    arrays, tunings, states, kept = each(
+        common, jnp.arange(num_chains), kernel_arrays, tunings, states
+    )
+    return eqx.combine(arrays, kernel_rest), tunings, states, kept
 
 
-def _chain_keys(key: Key, states: Any) -> Array:
-    num = jax.tree.leaves(states)[0].shape[0]
-    return jax.vmap(lambda chain: jax.random.fold_in(key, chain))(jnp.arange(num))
+def _num_chains(states: Any) -> int:
+    return jax.tree.leaves(states)[0].shape[0]
 
 
 def _room(values: PyTree) -> PyTree:
