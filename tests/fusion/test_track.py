@@ -23,6 +23,8 @@ from bayesinf.fusion.simulated_robot import drive
 from bayesinf.fusion.track import BLOCK, Program, Sizes, filter_track, follow, settle
 from bayesinf.kalman import extended
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LENGTH = 100
 
 
