@@ -1,9 +1,10 @@
 """The command line: `bayesinf fuse` localises a robot, `validate` checks laws, `train` makes a
-shipped network."""
+shipped network, `reproduce` reruns a paper's experiment."""
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +24,9 @@ TRAINED_ON = {
     ),
     "range-bearing-4d": "simulated series of the range-bearing tracking problem, 100 steps each",
 }
+# Experiments by name, in folders of the repository that are no part of the installed package.
+EXPERIMENTS = {"inverse-gamma": "inverse_gamma"}
+FOLDER = Path(__file__).parents[1] / "experiments"
 
 
 class CommandError(ValueError):
@@ -100,6 +104,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", metavar="N", type=_seed, default=0, help="(default: 0)")
     train.add_argument(
         "--checkpoint", metavar="FILE", help="written as it trains; a killed run goes on from it"
+    )
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="rerun an experiment of the Distribution Transformer paper",
+        description="Reruns an experiment of the Distribution Transformer paper, from training on, "
+        "and prints the network beside its rivals, the paper's figures and the exact floor.",
+    )
+    reproduce.set_defaults(command=_reproduce)
+    reproduce.add_argument("experiment", choices=list(EXPERIMENTS))
+    reproduce.add_argument(
+        "--quick", action="store_true", help="with the weights in the repository, in about two minutes"
+    )
+    reproduce.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where result.json and the figures go (default: out/ and the experiment's name)",
     )
     return parser
 
@@ -245,6 +266,22 @@ def _train(arguments: argparse.Namespace) -> None:
         raise CommandError(f"train {name}: {error}") from error
     print(", ".join(f"{figure.replace('_', ' ')} {value:g}" for figure, value in figures.items()))
     print(out)
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    folder = EXPERIMENTS[arguments.experiment]
+    script = FOLDER / folder / "run.py"
+    if not script.exists():
+        raise CommandError(
+            f"reproduce: {script} came, a file was expected; experiments are in the repository, "
+            "not in the installed package"
+        )
+    out = Path("out", folder) if arguments.out is None else Path(arguments.out)
+    _check_writable(out, ("result.json",), "--out")
+    options = ["--quick"] if arguments.quick else []
+    # A process of its own: an experiment's modules are found beside its script.
+    command = [sys.executable, str(script), "--out", str(out), *options]
+    return subprocess.run(command, check=False).returncode
 
 
 def _check_writable(folder: Path, files: Sequence[str], option: str) -> None:

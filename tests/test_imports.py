@@ -38,8 +38,9 @@ MAY_IMPORT = {
     "meta_niw": (*_NETWORK, "mcmc"),
     "trust": _BELOW_TRUST,
     "fusion": (*_BELOW_TRUST, "trust"),
-    "plots": (*_BELOW_TRUST, "trust", "fusion"),
-    "cli": (*_BELOW_TRUST, "trust", "fusion", "plots", "laws"),
+    "reproduce": (*_BELOW_TRUST, "trust"),
+    "plots": (*_BELOW_TRUST, "trust", "fusion", "reproduce"),
+    "cli": (*_BELOW_TRUST, "trust", "fusion", "plots", "laws", "reproduce"),
 }
 
 # The parts that may load a slow library when they are themselves loaded; `import bayesinf` loads

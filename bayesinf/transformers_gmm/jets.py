@@ -91,7 +91,12 @@ class JetNetwork(eqx.Module):
     def __call__(self, log_density: LogDensity, basis: Basis) -> GaussianMixture:
         """Returns the mixture; `basis` is the density's own, from `laplace`."""
         raw = self.base + self.mlp(jet(log_density, basis, 4)[2:])
-        logits, means, log_scales = jnp.split(raw, 3)
-        chols = basis.chol * jnp.exp(log_scales)[:, None, None]
-        means = basis.loc + basis.chol[0, 0] * means[:, None]
-        return GaussianMixture(jax.nn.log_softmax(logits), means, chols)
+        return on_the_line(raw, basis)
+
+
+def on_the_line(raw: Float[Array, " outputs"], basis: Basis) -> GaussianMixture:
+    """Returns a mixture in one dimension from its logits, means and log scales in a basis."""
+    logits, means, log_scales = jnp.split(raw, 3)
+    chols = basis.chol * jnp.exp(log_scales)[:, None, None]
+    means = basis.loc + basis.chol[0, 0] * means[:, None]
+    return GaussianMixture(jax.nn.log_softmax(logits), means, chols)
