@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.set_defaults(command=_reproduce)
     reproduce.add_argument("experiment", choices=list(EXPERIMENTS))
     reproduce.add_argument(
-        "--quick", action="store_true", help="with the weights in the repository, in about two minutes"
+        "--quick", action="store_true", help="with the weights of the repository: two minutes"
     )
     reproduce.add_argument(
         "--out",
