@@ -11,8 +11,8 @@ programs the second run compiled.
 - core: NumPyro's functional core, `hmc(potential_fn, algo="NUTS")`, scanned and mapped here, by
   `vmap` or over devices.
 
-Everything runs with as many CPU devices as there are chains, whatever the number of cores, for
-this is the fastest form of both packages.
+Everything runs with as many CPU devices as there are chains, whatever the number of cores, so that
+either package may give each chain its own.
 
 Run: ./run python benchmarks/nuts.py [--out FILE]
 """

@@ -63,7 +63,7 @@ def episode(x: Rows, y: Rows, mask: Rows | None = None) -> Episode:
             )
     one = Episode(jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask))
     # With nothing to hide, no program need be compiled for this number of rows.
-    return one if mask.any() and mask.all() else hide(one, one.mask)
+    return one if mask.size and mask.all() else hide(one, one.mask)
 
 
 def batch(episodes: Sequence[Episode]) -> Episode:

@@ -27,7 +27,7 @@ class Row(NamedTuple):
         ci95: half-width of its 95 % interval over test problems.
         floor: what no method of this form can be below, None where that is not known.
         paper: what the paper prints for this method, None where it prints nothing.
-        seconds: for a thousand problems, warmed up and synchronised, None where it was not timed.
+        seconds: for a thousand problems, compiled and synchronised, None where it was not timed.
     """
 
     method: str

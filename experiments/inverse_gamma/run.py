@@ -3,7 +3,7 @@
 Sec. 4.1 and appendix C.2 of the Distribution Transformer paper: 1,000 test problems a setting, all
 networks trained on `wide`, KL(exact || answer) by quadrature in double precision.
 
-Run: ./run bayesinf reproduce inverse-gamma [--quick] [--out DIR]
+Run: ./run --group experiments bayesinf reproduce inverse-gamma [--quick] [--out DIR]
 """
 
 import argparse
@@ -136,7 +136,7 @@ def floors(networks, problems):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/inverse_gamma"))
-    parser.add_argument("--quick", action="store_true", help="with the weights that ship")
+    parser.add_argument("--quick", action="store_true", help="with the weights of the repository")
     arguments = parser.parse_args()
     begin = time.perf_counter()
     weights = WEIGHTS if arguments.quick else arguments.out / "weights"

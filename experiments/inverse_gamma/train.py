@@ -5,7 +5,7 @@ log of their KL from the answer, by quadrature. A flow would learn to peak at th
 trained by the KL itself, on nodes that are shifted at random. A checkpoint a network lets a killed
 run go on.
 
-Run: ./run --with flowjax python experiments/inverse_gamma/train.py
+Run: ./run --group experiments python experiments/inverse_gamma/train.py
      [--networks NAME ...] [--seeds N ...] [--out DIR]
 """
 

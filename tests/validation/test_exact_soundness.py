@@ -162,6 +162,25 @@ def held_by_lane(key):
     return jax.vmap(one)(jr.split(key), jnp.array([5, 0]))
 
 
+def lanes_in_one_branch(key):
+    """Lanes end apart in one branch; the other branch may use the key that they may have used."""
+
+    def one(key, most):
+        def body(state):
+            count, hit = state
+            return count + 1, hit | jr.bernoulli(jr.fold_in(key, count), 0.25)
+
+        return jax.lax.while_loop(lambda s: s[0] < most, body, (0, False))[1]
+
+    coin, lanes = jr.split(key)
+    keys = jr.split(lanes)
+    return jax.lax.cond(
+        jr.bernoulli(coin),
+        lambda: jax.vmap(one)(keys, jnp.array([1, 2])).any(),
+        lambda: jr.bernoulli(jr.fold_in(keys[0], 1), 0.25),
+    )
+
+
 def old_style(seed):
     def program():
         first, second = jr.split(jr.PRNGKey(seed))
@@ -232,6 +251,10 @@ RIGHT = {
     "a loop that may stop early": (kept_key, {1: 0.5, 2: 0.25, 3: 0.25}),
     "a loop that ends by lane": (tries_by_lane, {(1, 1): 0.25, (1, 2): 0.75}),
     "what a lane ended with": (held_by_lane, {(5, 0): 0.25, (5, 1): 0.75}),
+    "lanes that end apart in one branch": (
+        lanes_in_one_branch,
+        {0: (0.75**3 + 0.75) / 2, 1: 1 - (0.75**3 + 0.75) / 2},
+    ),
     "a loop that ends by lane of lanes": (
         tries_by_lane_of_lanes,
         {

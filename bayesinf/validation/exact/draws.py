@@ -38,12 +38,11 @@ def consume(machine, keys: Keys) -> jax.Array:
     array, line = to_keys(keys), machine.line()
     for each in keys.array[0].ravel():
         name = (keys.impl, each.tobytes())
-        if name in machine.doubted:
-            raise Refused(
-                f"a key that a lane whose loop has ended may use at {machine.consumed[name]}"
-            )
         if name in machine.consumed:
-            raise KeyReuse(f"one key is used at {machine.consumed[name]} and at {line}")
+            both = f"{machine.consumed[name]} and at {line}"
+            if name in machine.doubted:
+                raise Refused(f"one key is used at {both}, perhaps in a lane whose loop has ended")
+            raise KeyReuse(f"one key is used at {both}")
         machine.consumed[name] = line
     return array
 
