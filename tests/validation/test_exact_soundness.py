@@ -176,8 +176,8 @@ def lanes_in_one_branch(key):
     keys = jr.split(lanes)
     return jax.lax.cond(
         jr.bernoulli(coin),
-        lambda: jax.vmap(one)(keys, jnp.array([1, 2])).any(),
         lambda: jr.bernoulli(jr.fold_in(keys[0], 1), 0.25),
+        lambda: jax.vmap(one)(keys, jnp.array([1, 2])).any(),
     )
 
 
