@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import digamma, gammaln, logsumexp
 from jaxtyping import ArrayLike, Float
@@ -53,8 +54,10 @@ class Clusters(NamedTuple):
     def check_values(self, name: str) -> None:
         """Raises `ValueError` for values that are no clusters; `bayesinf.types.checked` asks."""
         positive(f"{name}.concentration", self.concentration)
+        # As NumPy's, so that values that are known can be looked at within a trace of others.
+        parts = jax.tree.map(np.asarray, self.parts)
         for i in range(len(self.concentration)):
-            part = jax.tree.map(lambda leaf, i=i: leaf[i], self.parts)
+            part = jax.tree.map(lambda leaf, i=i: leaf[i], parts)
             part.check_values(f"{name}.parts[{i}]")
 
 

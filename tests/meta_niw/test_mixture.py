@@ -111,3 +111,12 @@ def test_clusters_that_cannot_be_are_named(x64):
     for take in (mixture.update, mixture.cavi):
         with pytest.raises(ValueError, match=message):
             take(broken, episodes)
+
+
+def test_known_clusters_adapt_within_a_trace_of_others(x64):
+    (episodes, _), (state, _) = family(3, 0), climb(2)
+
+    def adapted(support):
+        return meta_niw.adapt(state, support, mixture.prior_of()).log_weights
+
+    np.testing.assert_allclose(jax.jit(adapted)(episodes), adapted(episodes), rtol=1e-10)
