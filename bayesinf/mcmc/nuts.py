@@ -23,6 +23,7 @@ from bayesinf.programs.target import Target
 from bayesinf.types import Key, invariant, law
 
 # Leaves whose uniforms are drawn at once: a hash a leaf would cost more than all its arithmetic.
+# Each has three: to be its subtree's draw, to hand on the subtree's, and which way the next grows.
 _BLOCK = 32
 
 
@@ -40,6 +41,21 @@ class _Tree(NamedTuple):
     total: Float[Array, " d"]
 
 
+class _Levels(NamedTuple):
+    """The stretches of the subtree that are open, one a level.
+
+    Two arrays, not one: a CPU runs a loop without a scheduler if all its arrays are below half a
+    kilobyte, which takes half the time.
+
+    Attributes:
+        first: momentum at the stretch's first leaf.
+        before: sum of the subtree's momenta before it.
+    """
+
+    first: Float[Array, "depth d"]
+    before: Float[Array, "depth d"]
+
+
 class _Loop(NamedTuple):
     """The loop's state: the tree so far, and the subtree that is to double it.
 
@@ -47,9 +63,7 @@ class _Loop(NamedTuple):
 
     Attributes:
         first, last: the points at the tree's ends.
-        head: the point from which the subtree goes on.
-        levels: for each level of the subtree that is open, the momentum at its first leaf and the
-            sum of the momenta up to there.
+        head: the point from which the subtree goes on, and whether it goes forwards.
     """
 
     tree: _Tree
@@ -57,7 +71,8 @@ class _Loop(NamedTuple):
     last: Float[Array, " p"]
     subtree: _Tree
     head: Float[Array, " p"]
-    levels: Float[Array, "depth 2 d"]
+    forward: Bool[Array, ""]
+    levels: _Levels
     depth: Int[Array, ""]
     finished: Bool[Array, ""]
     diverged: Bool[Array, ""]
@@ -91,18 +106,16 @@ class NUTS(eqx.Module):
         return init_grad_state(target, position)
 
     def step(self, key: Key, target: Target, state: GradState) -> tuple[GradState, HamiltonianInfo]:
-        momentum_key, direction_key, leaf_key, double_key = jax.random.split(key, 4)
+        momentum_key, leaf_key = jax.random.split(key)
         x, unflatten = flatten(state.position)
         momentum = jax.random.normal(momentum_key, x.shape, x.dtype)
         start = Point(x, momentum, state.parts, state.grads)
         energy = start.energy(target)
         begin, unpack = ravel_pytree(start)
-        forwards = jax.random.bernoulli(direction_key, shape=(self.max_depth,))
-        double_uniforms = jax.random.uniform(double_key, (self.max_depth,), x.dtype)
 
         def grow_block(loop: _Loop) -> _Loop:
             block_key, first = jax.random.fold_in(leaf_key, loop.num_steps), loop.num_steps
-            uniforms = jax.random.uniform(block_key, (_BLOCK,), x.dtype)
+            uniforms = jax.random.uniform(block_key, (3, _BLOCK), x.dtype)
 
             def goes_on(loop):
                 return ~loop.finished & (loop.num_steps < first + _BLOCK)
@@ -112,8 +125,8 @@ class NUTS(eqx.Module):
 
             return jax.lax.while_loop(goes_on, body, loop)
 
-        def grow(loop: _Loop, uniform: Float[Array, ""]) -> _Loop:
-            forward = _at(loop.depth, forwards)
+        def grow(loop: _Loop, uniforms: Float[Array, "3"]) -> _Loop:
+            forward = loop.forward
             step_size = jnp.where(forward, self.step_size, -self.step_size)
             point = leapfrog(target, unflatten, step_size, self.scale, unpack(loop.head))
             head, momentum = ravel_pytree(point)[0], point.momentum
@@ -121,15 +134,15 @@ class NUTS(eqx.Module):
             invalid = jnp.isnan(log_weight)
             log_weight = jnp.where(invalid, -jnp.inf, log_weight)
             diverged = ~(-log_weight < DIVERGENCE)
-            subtree = _add_leaf(loop.subtree, head, momentum, log_weight, uniform)
+            subtree = _add_leaf(loop.subtree, head, momentum, log_weight, uniforms[0])
             leaf = loop.num_steps + 1 - (1 << loop.depth)  # of the subtree, from 0
-            levels = _open_level(leaf, loop.levels, momentum, subtree.total)
+            levels = _open_level(leaf, loop.levels, momentum, loop.subtree.total)
             turned = _closed_level_turned(leaf, levels, momentum, subtree.total)
 
             # A finished subtree is taken with its weight relative to what the tree had before.
             whole = (leaf + 1 == 1 << loop.depth) & ~turned & ~diverged
             share = jnp.exp(subtree.log_weight - loop.tree.log_weight)
-            swap = whole & (_at(loop.depth, double_uniforms) < share)
+            swap = whole & (uniforms[1] < share)
             grown = _Tree(
                 select(swap, subtree.draw, loop.tree.draw),
                 jnp.logaddexp(subtree.log_weight, loop.tree.log_weight),
@@ -139,13 +152,15 @@ class NUTS(eqx.Module):
             first, last = select(forward, loop.first, head), select(forward, head, loop.last)
             depth = jnp.where(whole, loop.depth + 1, loop.depth)
             full_turn = whole & _turned(unpack(first).momentum, unpack(last).momentum, tree.total)
-            head = select(whole, select(_at(depth, forwards), last, first), head)
+            forward = jnp.where(whole, uniforms[2] < 0.5, forward)
+            head = select(whole, select(forward, last, first), head)
             return _Loop(
                 tree,
                 first,
                 last,
                 select(whole, _empty(tree), subtree),
                 head,
+                forward,
                 levels,
                 depth,
                 turned | diverged | full_turn | (depth == self.max_depth),
@@ -156,15 +171,16 @@ class NUTS(eqx.Module):
             )
 
         tree = _Tree(begin, jnp.zeros_like(energy), momentum)
-        levels = jnp.zeros((self.max_depth, 2, x.size), x.dtype)
-        zero, false = jnp.zeros((), int), jnp.zeros((), bool)
+        levels = _Levels(*(jnp.zeros((self.max_depth, x.size), x.dtype) for _ in _Levels._fields))
+        zero, false, true = jnp.zeros((), int), jnp.zeros((), bool), jnp.ones((), bool)
         loop = _Loop(
             tree,
             begin,
             begin,
             _empty(tree),
             begin,
-            *(levels, zero, false, false, false, jnp.zeros_like(energy), zero),
+            # The momentum's sign is the first coin.
+            *(true, levels, zero, false, false, false, jnp.zeros_like(energy), zero),
         )
         loop = jax.lax.while_loop(lambda loop: ~loop.finished, grow_block, loop)
         draw = unpack(loop.tree.draw)
@@ -173,11 +189,11 @@ class NUTS(eqx.Module):
         return GradState(unflatten(draw.x), draw.parts, draw.grads), info
 
 
-def _at(index: Int[Array, ""], values: Array) -> Array:
-    """Returns a value by a mask: where every chain has an index of its own, gathers and scatters
+def _at(index: Int[Array, ""], columns: Float[Array, "k n"]) -> Float[Array, " k"]:
+    """Returns a column by a mask: where every chain has an index of its own, gathers and scatters
     cost the loop more than all its arithmetic."""
-    here = jnp.arange(len(values)) == index
-    return jnp.sum(jnp.where(here, values, jnp.zeros_like(values)), dtype=values.dtype)
+    here = jnp.arange(columns.shape[1]) == index
+    return jnp.sum(jnp.where(here, columns, 0), axis=1)
 
 
 def _empty(tree: _Tree) -> _Tree:
@@ -193,23 +209,26 @@ def _add_leaf(tree: _Tree, point, momentum, log_weight, uniform) -> _Tree:
     return _Tree(jnp.where(chosen, point, tree.draw), total, tree.total + momentum)
 
 
-def _open_level(leaf, levels, momentum, total) -> Float[Array, "depth 2 d"]:
+def _open_level(leaf, levels: _Levels, momentum, before) -> _Levels:
     """Returns the open levels after this leaf: an even leaf opens the one of its number of ones."""
-    opens = (leaf % 2 == 0) & (jnp.arange(len(levels)) == population_count(leaf >> 1))
-    return jnp.where(opens[:, None, None], jnp.stack([momentum, total]), levels)
+    level = jnp.arange(len(levels.first))
+    opens = ((leaf % 2 == 0) & (level == population_count(leaf >> 1)))[:, None]
+    return _Levels(
+        jnp.where(opens, momentum, levels.first), jnp.where(opens, before, levels.before)
+    )
 
 
-def _closed_level_turned(leaf, levels, momentum, total) -> Bool[Array, ""]:
+def _closed_level_turned(leaf, levels: _Levels, momentum, total) -> Bool[Array, ""]:
     """Returns whether a balanced subtree that ends at this leaf has turned.
 
     An odd leaf closes as many as it has ones at its end in binary.
     """
     highest = population_count(leaf >> 1)
     num_closed = population_count(leaf & ~(leaf + 1))
-    level = jnp.arange(len(levels))
+    level = jnp.arange(len(levels.first))
     closed = (level <= highest) & (level > highest - num_closed)
-    first, before = levels[:, 0], levels[:, 1] - levels[:, 0]
-    return jnp.any(closed & jax.vmap(_turned, (0, None, 0))(first, momentum, total - before))
+    turned = jax.vmap(_turned, (0, None, 0))(levels.first, momentum, total - levels.before)
+    return jnp.any(closed & turned)
 
 
 def _turned(first, last, total) -> Bool[Array, ""]:

@@ -32,8 +32,8 @@ from bayesinf.programs.target import Target
 from bayesinf.types import Kernel, Key, consistent, invariant, law
 
 # Draws that a call of the compiled loop makes at first and at most; any number runs in one program.
-FEW, CHUNK = 25, 500
-# Calls grow until they last so many seconds, in which the bar stands still.
+FEW, CHUNK = 25, 1_000
+# Seconds that a call is to last, in which the bar stands still.
 _CALL = 0.3
 
 
@@ -85,8 +85,8 @@ def sample(
     kernels, tunings, states = spread((*_start(kernel, states), states), num_chains)
     total = num_warmup + num_samples
     with tqdm(total=total, disable=not progress, unit="draw") as bar:
-        phases = adaptation.schedule(num_warmup)
-        for first, size in _chunks(num_warmup):
+        phases, pace = adaptation.schedule(num_warmup), _Pace()
+        for first, size in pace.chunks(num_warmup):
             phase = _rows(phases, first, size)
             kernels, tunings, states, kept = _chunk(
                 warmup_key, target, kernels, tunings, states, phase, first, size
@@ -95,7 +95,7 @@ def sample(
         if num_warmup > 0:
             kernels = _finish(kernels, tunings)
         last = Last(kernels, states, jnp.zeros((), int))
-        draws = _collect(draw_key, target, last, tunings, num_samples, thin, bar)
+        draws = _collect(draw_key, target, last, tunings, num_samples, thin, bar, pace)
     return _shown(program, draws)
 
 
@@ -123,7 +123,8 @@ def resume(
         here = spread((last.kernels, last.states, tunings), _num_chains(last.states))
         kernels, states, tunings = here
         last = last._replace(kernels=kernels, states=states)
-        draws = _collect(draw_key, target_of(program), last, tunings, num_samples, thin, bar)
+        target = target_of(program)
+        draws = _collect(draw_key, target, last, tunings, num_samples, thin, bar, _Pace())
     return _shown(program, draws)
 
 
@@ -145,12 +146,13 @@ def run(
     return jax.lax.scan(move, state, jax.random.split(key, num_steps))
 
 
-def _collect(key, target, last: Last, tunings, num: int, thin: int, bar) -> Draws:
+def _collect(key, target, last: Last, tunings, num: int, thin: int, bar, pace: "_Pace") -> Draws:
     kernels, states, count = last
     thinned = kernels if thin == 1 else repeat(kernels, thin)
     rest = adaptation.Phase(*(np.zeros(CHUNK, bool) for _ in adaptation.Phase._fields))
+    pace.size = max(1, pace.size // thin)
     chunks = []
-    for first, size in _chunks(num):
+    for first, size in pace.chunks(num):
         *_, states, kept = _chunk(
             key, target, thinned, tunings, states, _rows(rest, 0, CHUNK), count + first, size
         )
@@ -174,16 +176,21 @@ def _constrain(program: Program, positions: PyTree) -> PyTree:
     return jax.vmap(jax.vmap(program.constrain))(positions)
 
 
-def _chunks(num: int) -> Iterator[tuple[int, int]]:
-    """Yields the first draw and the size of every chunk: the larger, the faster they are made."""
-    first, size = 0, FEW
-    while first < num:
-        size = min(size, CHUNK, num - first)
-        begin = time.perf_counter()
-        yield first, size
-        seconds = time.perf_counter() - begin
-        first += size
-        size = 4 * size if seconds < _CALL else max(1, size // 4) if seconds > 4 * _CALL else size
+class _Pace:
+    """How many draws a call makes: as many as, by the last call's speed, fit its time."""
+
+    def __init__(self):
+        self.size = FEW
+
+    def chunks(self, num: int) -> Iterator[tuple[int, int]]:
+        """Yields the first draw and the size of every call."""
+        first = 0
+        while first < num:
+            size = min(self.size, num - first)
+            begin = time.perf_counter()
+            yield first, size
+            fits = size * _CALL / (time.perf_counter() - begin)
+            first, self.size = first + size, min(max(1, int(fits)), CHUNK)
 
 
 def _rows(phases: adaptation.Phase, first: int, size: int) -> adaptation.Phase:
