@@ -14,7 +14,7 @@ from bayesinf.meta_niw.episodes import Episode
 from bayesinf.training import fit
 from bayesinf.types import Key
 
-COPIES, BATCH, CHUNK, NUM_CHUNKS, PATIENCE = 8, 64, 100, 40, 10
+COPIES, BATCH, CHUNK, NUM_CHUNKS, PATIENCE = 8, 64, 100, 160, 20
 
 
 class Setting(NamedTuple):

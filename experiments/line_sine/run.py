@@ -2,8 +2,8 @@
 
 Every method learns from 64 tasks of 16 rows, with early stopping on 64 other tasks, and predicts 54
 rows of 256 test tasks given 1 to 10 others. The same validation tasks choose among its four
-settings, on line-sine with the first seed; the choice is kept for all other units. The floor is the
-true generative model. A unit of work (family, method, seed) is kept in `--out` and not done again.
+settings, with a family's first seed; the choice is kept for its other seeds. The floor is the true
+generative model. A unit of work (family, method, seed) is kept in `--out` and not done again.
 
 Run: ./run python experiments/line_sine/run.py [--out DIR] [--families ...] [--methods ...]
 """
@@ -86,6 +86,11 @@ def test_tasks(family):
     return tasks.draw(key, family, NUM_TEST, TEST_ROWS)
 
 
+def choice_file(family, method, out):
+    """Returns where the choice among a method's settings is kept."""
+    return out / f"choice-{family}-{SEARCHED.get(method, method)}.json"
+
+
 def fit_one(family, method, seed, setting):
     """Returns the trained predictor, its validation loss and its number of chunks."""
     train, validation, key = data(family, seed)
@@ -112,7 +117,7 @@ def unit(family, method, seed, out):
         return
     begin = time.perf_counter()
     settings = SETTINGS[method]
-    chosen = out / f"choice-{SEARCHED.get(method, method)}.json"
+    chosen = choice_file(family, method, out)
     if chosen.exists():
         best = json.loads(chosen.read_text())["best"]
         predictor, loss, chunks = fit_one(family, method, seed, settings[best])
@@ -149,7 +154,7 @@ def floor(family, out):
 
 def load(family, method, seed, out):
     """Returns a trained predictor that an earlier unit has kept."""
-    choice = json.loads((out / f"choice-{SEARCHED.get(method, method)}.json").read_text())
+    choice = json.loads(choice_file(family, method, out).read_text())
     train, _, key = data(family, seed)
 
     def make():
@@ -223,9 +228,12 @@ def main():
         results[family] = report.summary(out, family)
         report.show(family, results[family])
     choices = {
-        method: json.loads(file.read_text())
-        for method in SETTINGS
-        if (file := out / f"choice-{method}.json").exists()
+        family: {
+            method: json.loads(choice_file(family, method, out).read_text())
+            for method in SETTINGS
+            if method not in SEARCHED and choice_file(family, method, out).exists()
+        }
+        for family in results
     }
     kept = [np.load(file) for family in results for file in out.glob(f"{family}-*.npz")]
     result = {
