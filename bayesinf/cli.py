@@ -25,7 +25,7 @@ TRAINED_ON = {
     "range-bearing-4d": "simulated series of the range-bearing tracking problem, 100 steps each",
 }
 # Experiments by name, in folders of the repository that are no part of the installed package.
-EXPERIMENTS = {"inverse-gamma": "inverse_gamma"}
+EXPERIMENTS = {"inverse-gamma": "inverse_gamma", "quantum": "quantum"}
 FOLDER = Path(__file__).parents[1] / "experiments"
 
 

@@ -104,7 +104,7 @@ def mixture_vi(
         return (optax.apply_updates(raw, updates), state), None
 
     dtype = basis.loc.dtype
-    raw = jnp.zeros((3, k), dtype).at[1].set(jnp.linspace(-1.5, 1.5, k)).ravel()
+    raw = jnp.zeros((3, k), dtype).at[1].set(jnp.linspace(-1.5, 1.5, k, dtype=dtype)).ravel()
     keys = jax.random.split(key, num_steps)
     (raw, _), _ = jax.lax.scan(step, (raw, optimizer.init(raw)), keys)
     return on_the_line(jnp.asarray(raw), basis)

@@ -7,7 +7,6 @@ Run: ./run --group experiments bayesinf reproduce inverse-gamma [--quick] [--out
 """
 
 import argparse
-import json
 import sys
 import time
 from importlib.util import find_spec
@@ -18,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from problem import HIGH, LOW, META_PRIORS, Posterior, by_quadrature, draw_many
-from train import BUCKETS, HALF, NETWORKS, WEIGHTS, load, log_prob, train_all
+from train import BUCKETS, HALF, RECIPES, WEIGHTS, log_prob, train_all
 
 from bayesinf.plots.reproduce import rows_figure
 from bayesinf.reproduce import OURS, Row, line, mean_and_interval, table, timed, write
 from bayesinf.reproduce.rivals import mixture_vi
+from bayesinf.reproduce.weights import load, reports
 from bayesinf.transformers_gmm.jets import Basis
 
 SEED, NUM_PROBLEMS, SEEDS = 0, 1000, (0, 1, 2, 3, 4)
@@ -140,14 +140,16 @@ def main():
     arguments = parser.parse_args()
     begin = time.perf_counter()
     weights = WEIGHTS if arguments.quick else arguments.out / "weights"
-    names = [name for name in NETWORKS if name != "flow" or find_spec("flowjax") is not None]
+    names = [name for name in RECIPES if name != "flow" or find_spec("flowjax") is not None]
     if "flow" not in names:
         print("the flow is left out, for flowjax is not installed", file=sys.stderr)
     if not arguments.quick:
         train_all(names, SEEDS, weights)
-    ours = {k: [load(weights, f"ours_{k}", seed) for seed in SEEDS] for k in METRICS}
+    ours = {k: [load(weights, RECIPES, f"ours_{k}", seed) for seed in SEEDS] for k in METRICS}
     rivals = {
-        name: load(weights, name, SEEDS[0]) for name in ("histogram", "flow") if name in names
+        name: load(weights, RECIPES, name, SEEDS[0])
+        for name in ("histogram", "flow")
+        if name in names
     }
 
     # Folded, so that no key of a training from the same seed is met again.
@@ -194,11 +196,6 @@ def main():
             add("quadrature", "kl", jnp.abs(scores(by_nodes, None, problems)), 0.0, seconds)
 
     command = "bayesinf reproduce inverse-gamma" + (" --quick" if arguments.quick else "")
-    training = {path.stem: json.loads(path.read_text()) for path in sorted(weights.glob("*.json"))}
-    told = {
-        name: {key: value for key, value in each.items() if key != "loss"}
-        for name, each in training.items()
-    }
     write(
         arguments.out,
         "inverse-gamma",
@@ -208,7 +205,7 @@ def main():
         problems=NUM_PROBLEMS,
         training_seeds=by_seed,
         largest_error_of_quadrature=quadrature_error,
-        training=told,
+        training=reports(weights),
         device=jax.devices()[0].device_kind,
         minutes=round((time.perf_counter() - begin) / 60, 1),
     )

@@ -10,40 +10,32 @@ Run: ./run --group experiments python experiments/inverse_gamma/train.py
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from problem import HIGH, LOW, META_PRIORS, by_quadrature, draw
 
-from bayesinf import training
-from bayesinf.reproduce import line
+from bayesinf.reproduce import line, weights
 from bayesinf.reproduce.rivals import FlowNetwork, HistogramNetwork
+from bayesinf.reproduce.weights import STEPS_PER_CHUNK, Recipe
 from bayesinf.transformers_gmm.jets import JetNetwork, jet
 
 TRAINED_ON = "wide"
 WEIGHTS = Path(__file__).parent / "weights"
-STEPS_PER_CHUNK, BATCH = 100, 256
+BATCH = 256
 # Below this a KL counts little more as it falls: about what the best mixture leaves.
 RESOLUTION = 1e-5
 # A bucket about each of so many nodes.
 BUCKETS = 1000
 HALF = 0.5 * (HIGH - LOW) / (BUCKETS - 1)
-# By name: what is made from a key, chunks of training, and the highest learning rate.
-NETWORKS = {
-    "ours_5": (lambda key: JetNetwork(key, 5), 30, 3e-3),
-    "ours_8": (lambda key: JetNetwork(key, 8), 30, 3e-3),
-    "histogram": (
-        lambda key: HistogramNetwork(key, 2, LOW - HALF, HIGH + HALF, BUCKETS, 64),
-        30,
-        3e-3,
+RECIPES = {
+    "ours_5": Recipe(lambda key: JetNetwork(key, 5), 30, 3e-3),
+    "ours_8": Recipe(lambda key: JetNetwork(key, 8), 30, 3e-3),
+    "histogram": Recipe(
+        lambda key: HistogramNetwork(key, 2, LOW - HALF, HIGH + HALF, BUCKETS, 64), 30, 3e-3
     ),
-    "flow": (lambda key: FlowNetwork(key, 2, 8.0, 32, 2), 60, 3e-3),
+    "flow": Recipe(lambda key: FlowNetwork(key, 2, 8.0, 32, 2), 60, 3e-3),
 }
 
 
@@ -73,15 +65,9 @@ def losses(network, problem, num_nodes: int = 256, shift=0.0):
 
 def train(name: str, seed: int, checkpoint: Path | None = None, num_chunks: int | None = None):
     """Returns a trained network and what happened."""
-    make, chunks, rate = NETWORKS[name]
-    num_chunks = num_chunks or chunks
-    network_key, fit_key = jax.random.split(jax.random.key(seed))
-    network = make(network_key)
     # A histogram is trained where its buckets are, a flow with fewer nodes, for it is slow.
     nodes = {"histogram": BUCKETS, "flow": 128}.get(name, 256)
     batch = 32 if name == "flow" else BATCH
-    num_steps = num_chunks * STEPS_PER_CHUNK
-    schedule = optax.warmup_cosine_decay_schedule(0, rate, num_steps // 20, num_steps, rate / 1000)
 
     def pool(key, _):
         keys = jax.random.split(key, STEPS_PER_CHUNK * batch)
@@ -97,52 +83,18 @@ def train(name: str, seed: int, checkpoint: Path | None = None, num_chunks: int 
         kl = jax.vmap(lambda problem: losses(network, problem, nodes))(batch[0])
         return jnp.mean(jnp.log(jnp.maximum(kl, 0) + RESOLUTION))
 
-    return training.fit(
-        fit_key,
-        network,
-        pool,
-        loss,
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
-        num_chunks=num_chunks,
-        steps_per_chunk=STEPS_PER_CHUNK,
-        batch_size=batch,
-        checkpoint=checkpoint,
-    )
-
-
-def load(folder: Path, name: str, seed: int):
-    """Returns a network that `main` wrote."""
-    skeleton = NETWORKS[name][0](jax.random.key(0))
-    return eqx.tree_deserialise_leaves(folder / f"{name}_{seed}.eqx", skeleton)
+    return weights.fit(RECIPES[name], seed, pool, loss, batch, checkpoint, num_chunks)
 
 
 def train_all(names, seeds, out: Path, num_chunks: int | None = None) -> None:
     """Trains each network with each seed, a rival one with the first alone, into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        for seed in seeds if name.startswith("ours") else seeds[:1]:
-            if (out / f"{name}_{seed}.json").exists():
-                continue  # written last, so the network is there
-            begin = time.perf_counter()
-            network, history = train(name, seed, out / f"{name}_{seed}.ckpt", num_chunks)
-            minutes = (time.perf_counter() - begin) / 60
-            eqx.tree_serialise_leaves(out / f"{name}_{seed}.eqx", network)
-            leaves = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
-            told = {
-                "seed": seed,
-                "minutes": round(minutes, 2),
-                "device": jax.devices()[0].device_kind,
-                "parameters": sum(leaf.size for leaf in leaves),
-                "skipped_steps": int(np.sum(history.skipped)),
-                "loss": np.round(np.asarray(history.loss, float), 3).tolist(),
-            }
-            (out / f"{name}_{seed}.json").write_text(json.dumps(told) + "\n")
-            print(f"{name}, seed {seed}: {minutes:.1f} minutes, loss {told['loss'][-1]}")
+    units = [(n, seed) for n in names for seed in (seeds if n.startswith("ours") else seeds[:1])]
+    weights.train_all(lambda *unit: train(*unit, num_chunks=num_chunks), units, out)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--chunks", type=int, help="of training (default: each network's own)")
     parser.add_argument("--out", type=Path, default=Path("out/inverse_gamma/weights"))
