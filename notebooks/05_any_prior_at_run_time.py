@@ -100,7 +100,8 @@ for name, each in priors.items():
 # %% [markdown]
 # ## 3. One call each
 #
-# On the line quadrature is exact, so we can see what is lost.
+# On the line quadrature is exact, so we can see what is lost. A prior of one component is
+# answered with one, which cannot be skew; hand it over in five where that counts.
 
 
 # %%
