@@ -44,6 +44,7 @@ def search(
         promised = 0.5 * ((linear.score() - dual) @ move + damping * turn @ move)
         share, gain = shorten(model, loc, episode, theta, dual, move, turn, promised)
         theta, dual = theta + share * move, dual + share * turn
+        # 2e-5 nats in single precision: less than that a step promises out of rounding alone.
         small = precision ** (2 / 3) + 10 * precision * jnp.abs(dual @ (theta - loc))
         # Done where little is promised, and where a full step met a quadratic: it is at its peak.
         exact = (damping == 0) & (share == 1) & (jnp.abs(gain - promised) < small)
